@@ -1,0 +1,149 @@
+//! The validated configuration: what the rest of the program is given. Made by [`crate::cli`] from options and environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The servers of a cluster.
+#[derive(Clone)]
+pub struct ClusterConfig {
+    /// MongoDB connection string. May hold a password: show it only through [`redact_uri`].
+    pub mongodb: String,
+    /// etcd endpoints such as `http://10.0.0.1:2379`. May hold user and password likewise.
+    pub etcd: Vec<String>,
+    /// The database that holds everything of one tree.
+    pub database: String,
+    /// Life of a hash lock without renewal.
+    pub lock_ttl: Duration,
+}
+
+/// Options of the mount itself.
+#[derive(Clone, Debug, Default)]
+pub struct MountConfig {
+    /// Let other users in (`allow_other`).
+    pub allow_other: bool,
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Shown as the source of the mount.
+    pub fsname: Option<String>,
+    /// Further mount options, already checked to be known.
+    pub options: Vec<String>,
+    /// Hand spool files to the kernel where it and the privileges allow it.
+    pub passthrough: bool,
+}
+
+/// Everything that a node needs to run.
+#[derive(Clone)]
+pub struct Config {
+    /// Where to mount; absolute.
+    pub mountpoint: PathBuf,
+    /// Where everything local is kept; absolute.
+    pub data_dir: PathBuf,
+    /// `None`: embedded.
+    pub cluster: Option<ClusterConfig>,
+    /// Where the sidecar listens; `None`: only on the control socket in the data directory.
+    pub api: Option<SocketAddr>,
+    /// How many workers store content.
+    pub workers: usize,
+    /// How many jobs wait in memory at the most.
+    pub queue: usize,
+    /// The bound of the content cache, in bytes. Without meaning in embedded mode, where the directory is the store.
+    pub cache_bytes: u64,
+    /// The mount.
+    pub mount: MountConfig,
+    /// How long content without any name is kept before it is removed.
+    pub gc_grace: Duration,
+    /// The host token when it was given from outside; otherwise one is kept in the data directory.
+    pub token: Option<String>,
+}
+
+/// The places inside a data directory.
+#[derive(Clone, Debug)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// The layout below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> DataDir {
+        DataDir(root.into())
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// Locked by the daemon that uses this directory; holds its process id.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    /// The lasting name of this node.
+    pub fn node(&self) -> PathBuf {
+        self.0.join("node")
+    }
+
+    /// The namespace database.
+    pub fn tree(&self) -> PathBuf {
+        self.0.join("tree.sqlite")
+    }
+
+    /// Files that are written or not yet stored, `<ino>.<generation>`.
+    pub fn spool(&self) -> PathBuf {
+        self.0.join("spool")
+    }
+
+    /// Sealed content by hash: the store in embedded mode, the cache in a cluster.
+    pub fn content(&self) -> PathBuf {
+        self.0.join("content")
+    }
+
+    /// Unfinished fetches and uploads; emptied at start.
+    pub fn tmp(&self) -> PathBuf {
+        self.0.join("tmp")
+    }
+
+    /// The host token, when it was not given from outside.
+    pub fn token(&self) -> PathBuf {
+        self.0.join("token")
+    }
+
+    /// The socket by which the command line talks to the daemon.
+    pub fn control(&self) -> PathBuf {
+        self.0.join("control.sock")
+    }
+
+    /// The log of a daemon in the background.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("oncefs.log")
+    }
+
+    /// Where sealed content `hash` lies below the content directory `dir`.
+    pub fn content_path(dir: &Path, hash: &crate::types::ContentHash) -> PathBuf {
+        let name = hash.to_string();
+        dir.join(&name[..2]).join(name)
+    }
+}
+
+/// `uri` with its user part replaced, fit to be shown.
+pub fn redact_uri(uri: &str) -> String {
+    match (uri.find("://"), uri.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => {
+            format!("{}***{}", &uri[..scheme + 3], &uri[at..])
+        }
+        _ => uri.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::redact_uri;
+
+    #[test]
+    fn passwords_are_never_shown() {
+        assert_eq!(
+            redact_uri("mongodb://u:p@ss@h:1/?x=y"),
+            "mongodb://***@h:1/?x=y"
+        );
+        assert_eq!(redact_uri("http://10.0.0.1:2379"), "http://10.0.0.1:2379");
+    }
+}

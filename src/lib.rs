@@ -1,0 +1,4 @@
+//! oncefs (map to come)
+pub mod backend;
+pub mod config;
+pub mod types;
