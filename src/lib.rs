@@ -1,4 +1,5 @@
 //! oncefs (map to come)
 pub mod backend;
 pub mod config;
+pub mod tree;
 pub mod types;
