@@ -1,5 +1,9 @@
 //! oncefs (map to come)
 pub mod backend;
 pub mod config;
+pub mod content;
+pub mod fuse;
+pub mod ingest;
 pub mod tree;
 pub mod types;
+pub mod vfs;

@@ -88,6 +88,9 @@ pub trait BlobStore: Send + Sync {
     /// Opens a published content. `NotFound` when it is not there. The reader does not verify the hash; callers do.
     async fn get(&self, blob: &BlobId) -> Result<BlobReader>;
 
+    /// Whether a published content is there, without reading it.
+    async fn exists(&self, blob: &BlobId) -> Result<bool>;
+
     /// Removes a published content by its id. Removing what is not there is a success.
     async fn delete(&self, blob: &BlobId) -> Result<()>;
 

@@ -1,0 +1,226 @@
+//! Mounting, unmounting, and what a killed daemon leaves mounted.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use rustix::mount::UnmountFlags;
+use tracing::{debug, warn};
+
+use super::adapter::Adapter;
+use super::notify::Invalidations;
+use crate::config::MountConfig;
+use crate::vfs::Vfs;
+
+/// The file system type in /proc/mounts is `fuse.` and this.
+const SUBTYPE: &str = "oncefs";
+/// What the kernel reads ahead in one file, in KiB; its own default of 128 costs a sequential reader half its speed.
+const READ_AHEAD_KIB: u32 = 1024;
+
+/// A running mount.
+pub struct Mounted {
+    unmounter: SessionUnmounter,
+    thread: JoinHandle<io::Result<()>>,
+    invalidations: Invalidations,
+}
+
+/// Mounts `vfs` and serves it from threads of its own. `on_end` is called once the mount is gone, however that came.
+pub fn mount(
+    vfs: Arc<Vfs>,
+    mountpoint: &Path,
+    options: &MountConfig,
+    invalidations: Invalidations,
+    on_end: impl FnOnce() + Send + 'static,
+) -> io::Result<Mounted> {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.fsname.clone().unwrap_or_else(|| "oncefs".into())),
+        MountOption::Subtype(SUBTYPE.into()),
+        MountOption::DefaultPermissions,
+        if options.read_only {
+            MountOption::RO
+        } else {
+            MountOption::RW
+        },
+    ];
+    let known = |o: &str| options.options.iter().any(|x| x == o);
+    config.mount_options.push(if known("dev") {
+        MountOption::Dev
+    } else {
+        MountOption::NoDev
+    });
+    config.mount_options.push(if known("suid") {
+        MountOption::Suid
+    } else {
+        MountOption::NoSuid
+    });
+    for (name, option) in [
+        ("noexec", MountOption::NoExec),
+        ("noatime", MountOption::NoAtime),
+        ("sync", MountOption::Sync),
+        ("dirsync", MountOption::DirSync),
+    ] {
+        if known(name) {
+            config.mount_options.push(option);
+        }
+    }
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+    config.n_threads = Some(cores.clamp(4, 16));
+    let adapter = Adapter {
+        vfs,
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let mut session = Session::new(adapter, mountpoint, &config)?;
+    let unmounter = session.unmount_callable();
+    let notifier = session.notifier();
+    let changes = invalidations.clone();
+    std::thread::Builder::new()
+        .name("fuse-notify".into())
+        .spawn(move || changes.run(&notifier))?;
+    let thread = std::thread::Builder::new()
+        .name("fuse".into())
+        .spawn(move || {
+            let result = session.run();
+            on_end();
+            result
+        })?;
+    set_read_ahead(mountpoint);
+    Ok(Mounted {
+        unmounter,
+        thread,
+        invalidations,
+    })
+}
+
+impl Mounted {
+    /// Unmounts, lazily when the mount is busy, and waits for the serving threads.
+    pub fn unmount(mut self, mountpoint: &Path) -> io::Result<()> {
+        if !self.thread.is_finished()
+            && let Err(e) = self.unmounter.unmount()
+        {
+            warn!(
+                "{} is busy ({e}): detached, it ends with the last open file",
+                mountpoint.display()
+            );
+            detach(mountpoint)?;
+        }
+        self.invalidations.close();
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other("the FUSE thread panicked")),
+        }
+    }
+}
+
+/// Only root may, and only root needs it for its speed: without it everything works the same.
+fn set_read_ahead(mountpoint: &Path) {
+    let set = || -> io::Result<()> {
+        let dev = fs::metadata(mountpoint)?.dev();
+        let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+        fs::write(
+            format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
+            READ_AHEAD_KIB.to_string(),
+        )
+    };
+    if let Err(e) = set() {
+        debug!("read-ahead stays at the kernel's default: {e}");
+    }
+}
+
+/// Whether an oncefs is mounted at exactly this place, alive or dead.
+pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|b| *b == b'\n').any(|line| {
+        let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+        let kind = fields
+            .iter()
+            .position(|f| *f == b"-")
+            .and_then(|at| fields.get(at + 1));
+        fields.len() > 4
+            && unescape(fields[4]) == mountpoint
+            && kind.is_some_and(|k| *k == [b"fuse.", SUBTYPE.as_bytes()].concat())
+    }))
+}
+
+/// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < field.len() {
+        let digits = field
+            .get(at + 1..at + 4)
+            .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        match digits {
+            Some(byte) if field[at] == b'\\' => {
+                out.push(byte);
+                at += 4;
+            }
+            _ => {
+                out.push(field[at]);
+                at += 1;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(out))
+}
+
+/// Takes away what a killed daemon left mounted at `mountpoint`. True when there was something.
+pub fn clear_stale(mountpoint: &Path) -> io::Result<bool> {
+    match fs::metadata(mountpoint) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) && is_mounted(mountpoint)? => {
+            detach(mountpoint)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Unmounts as the user who asks: directly as root, through fusermount3 else. Busy is an error.
+pub fn unmount(mountpoint: &Path) -> io::Result<()> {
+    unmount_with(mountpoint, UnmountFlags::empty(), "-u")
+}
+
+fn detach(mountpoint: &Path) -> io::Result<()> {
+    unmount_with(mountpoint, UnmountFlags::DETACH, "-uz")
+}
+
+fn unmount_with(mountpoint: &Path, flags: UnmountFlags, option: &str) -> io::Result<()> {
+    match rustix::mount::unmount(mountpoint.as_os_str().as_bytes(), flags) {
+        Ok(()) => return Ok(()),
+        Err(rustix::io::Errno::PERM) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let output = Command::new("fusermount3")
+        .arg(option)
+        .arg("--")
+        .arg(mountpoint)
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(io::Error::other(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_with_spaces_are_recognised() {
+        assert_eq!(unescape(br"/mnt/my\040files"), Path::new("/mnt/my files"));
+        assert_eq!(unescape(br"/a\134b"), Path::new(r"/a\b"));
+        assert!(!is_mounted(Path::new("/")).unwrap());
+    }
+}

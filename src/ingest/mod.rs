@@ -1,0 +1,132 @@
+//! From a sealed spool file to stored content.
+//!
+//! The queue is only a wake-up, bounded and in memory: what is on disk and in the namespace is the truth, so a full queue
+//! or a crash loses nothing. [`worker`] takes jobs through hash, lock, store and commit; [`recovery`] finds at start what
+//! was left; [`gc`] removes content that no file has any more.
+
+pub mod gc;
+pub mod recovery;
+mod worker;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::backend::{Backends, Records};
+use crate::content::{Sealed, Spool};
+use crate::tree::Tree;
+use crate::types::{Generation, Ino, NodeId};
+
+/// One wake-up: this generation of this inode is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Job {
+    ino: Ino,
+    generation: Generation,
+    /// How often storing it failed.
+    failures: u32,
+}
+
+/// What the workers did so far.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Contents stored.
+    pub stored: AtomicU64,
+    /// Files whose content was stored before.
+    pub duplicates: AtomicU64,
+    /// Attempts that failed and are tried again.
+    pub failures: AtomicU64,
+    /// Bytes of the contents stored.
+    pub bytes: AtomicU64,
+}
+
+/// The way into the store.
+pub struct Ingest {
+    node: NodeId,
+    tree: Arc<Tree>,
+    spool: Arc<Spool>,
+    sealed: Arc<Sealed>,
+    backends: Backends,
+    queue: mpsc::Sender<Job>,
+    jobs: tokio::sync::Mutex<mpsc::Receiver<Job>>,
+    /// A job did not fit the queue: look through the spool once the queue is empty.
+    overflow: AtomicBool,
+    in_flight: Mutex<HashSet<(Ino, Generation)>>,
+    busy: AtomicUsize,
+    stop: watch::Sender<bool>,
+    /// What happened so far.
+    pub counters: Counters,
+}
+
+impl Ingest {
+    /// With room for `queue` waiting jobs. Nothing runs before [`Ingest::start`].
+    pub fn new(
+        node: NodeId,
+        tree: Arc<Tree>,
+        spool: Arc<Spool>,
+        sealed: Arc<Sealed>,
+        backends: Backends,
+        queue: usize,
+    ) -> Ingest {
+        let (sender, receiver) = mpsc::channel(queue.max(1));
+        Ingest {
+            node,
+            tree,
+            spool,
+            sealed,
+            backends,
+            queue: sender,
+            jobs: tokio::sync::Mutex::new(receiver),
+            overflow: AtomicBool::new(false),
+            in_flight: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            stop: watch::channel(false).0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Starts the workers and the collector. They end after [`Ingest::stop`], each with what it has in hand.
+    pub fn start(self: &Arc<Self>, workers: usize, gc_grace: Duration) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        for n in 1..=workers.max(1) {
+            tasks.spawn(worker::run(self.clone(), format!("worker-{n}")));
+        }
+        tasks.spawn(gc::run(self.clone(), gc_grace));
+        tasks
+    }
+
+    /// Tells workers to end. What is not stored yet is stored after the next start.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Says that a file was sealed. Never waits.
+    pub fn enqueue(&self, ino: Ino, generation: Generation) {
+        self.push(Job {
+            ino,
+            generation,
+            failures: 0,
+        });
+    }
+
+    fn push(&self, job: Job) {
+        if self.queue.try_send(job).is_err() {
+            self.overflow.store(true, Ordering::Release);
+        }
+    }
+
+    /// How many jobs wait in the queue, and how many files are in the workers' hands.
+    pub fn depth(&self) -> (usize, usize) {
+        let waiting = self.queue.max_capacity() - self.queue.capacity();
+        (waiting, self.busy.load(Ordering::Relaxed))
+    }
+
+    /// The public records.
+    pub fn records(&self) -> &dyn Records {
+        &*self.backends.records
+    }
+}

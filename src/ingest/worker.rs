@@ -1,0 +1,439 @@
+//! A worker: hash, lock, store, commit.
+//!
+//! Small files are taken many at a time, so that their syncs, uploads and namespace ops are shared; they still go through
+//! the steps one by one, each under the lock of its own hash.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tracing::{debug, info, warn};
+
+use super::{Ingest, Job};
+use crate::backend::{BackendError, FileRecord, HashLock, Put};
+use crate::content::disk;
+use crate::content::spool::{Freeze, Progress};
+use crate::tree::op::StoredBy;
+use crate::tree::{Body, Commitment, Inode, Op, Origin, TreeError};
+use crate::types::{BlobId, ContentHash, Status, Time};
+
+/// How many small files one worker takes at a time.
+const BATCH_FILES: usize = 64;
+/// How many bytes they have together at the most.
+const BATCH_BYTES: u64 = 8 << 20;
+/// Up to this size a file is hashed on the spot; a larger one where it may block.
+const HASH_INLINE_BYTES: u64 = 256 << 10;
+
+/// Why a job did not end with its content stored.
+#[derive(Debug, thiserror::Error)]
+enum StoreError {
+    /// The file was taken back by a writer, or is gone: another job will come, or none is needed.
+    #[error("stale")]
+    Stale,
+    #[error("the lock was lost meanwhile")]
+    LockLost,
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error("local disk: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+pub(super) async fn run(ingest: Arc<Ingest>, name: String) {
+    let mut stop = ingest.stop.subscribe();
+    loop {
+        let batch = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            batch = ingest.next_batch() => batch,
+        };
+        ingest.busy.fetch_add(batch.len(), Ordering::Relaxed);
+        let count = batch.len();
+        join_all(batch.into_iter().map(|job| ingest.process(&name, job))).await;
+        ingest.busy.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+impl Ingest {
+    async fn next_batch(&self) -> Vec<Job> {
+        let mut jobs = self.jobs.lock().await;
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        loop {
+            match jobs.try_recv() {
+                Ok(job) => {
+                    bytes += std::fs::metadata(self.spool.path(job.ino, job.generation))
+                        .map_or(0, |m| m.len());
+                    batch.push(job);
+                    if batch.len() == BATCH_FILES || bytes >= BATCH_BYTES {
+                        return batch;
+                    }
+                }
+                Err(_) if self.overflow.swap(false, Ordering::AcqRel) => self.refill(),
+                Err(_) if !batch.is_empty() => return batch,
+                Err(_) => match jobs.recv().await {
+                    Some(job) => {
+                        // Back through the loop, to gather what came with it.
+                        self.push(job);
+                    }
+                    None => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    /// Queues what did not fit the queue before.
+    fn refill(&self) {
+        let room = self.queue.capacity();
+        let sealed = self.spool.sealed(room + self.in_flight.lock().len() + 1);
+        if sealed.len() > room {
+            self.overflow.store(true, Ordering::Release);
+        }
+        let in_flight = self.in_flight.lock();
+        let fresh = sealed.into_iter().filter(|key| !in_flight.contains(key));
+        for (ino, generation) in fresh.take(room) {
+            self.enqueue(ino, generation);
+        }
+    }
+
+    async fn process(self: &Arc<Self>, worker: &str, job: Job) {
+        let key = (job.ino, job.generation);
+        if !self.in_flight.lock().insert(key) {
+            return;
+        }
+        let result = self.store(worker, job).await;
+        self.in_flight.lock().remove(&key);
+        match result {
+            Ok(()) => {}
+            Err(StoreError::Stale) => debug!("inode {}: job is stale", job.ino),
+            Err(e) => self.failed(worker, job, e).await,
+        }
+    }
+
+    /// Notes the failure and comes back later.
+    async fn failed(self: &Arc<Self>, worker: &str, job: Job, e: StoreError) {
+        if !self.spool.is_sealed(job.ino, job.generation) {
+            return;
+        }
+        let pause = Duration::from_millis(250 << job.failures.min(8)).min(Duration::from_secs(30));
+        warn!(
+            "{worker}: inode {} was not stored: {e}; trying again in {pause:?}",
+            job.ino
+        );
+        self.counters.failures.fetch_add(1, Ordering::Relaxed);
+        let hash = self.spool.progress(job.ino).and_then(|(_, p)| p.hash);
+        let progress = Progress {
+            hash,
+            status: Status::Failed,
+            error: Some(e.to_string()),
+        };
+        self.spool.set_progress(job.ino, job.generation, progress);
+        if let Some(hash) = hash
+            && let Ok(Some(mut record)) = self.backends.records.get(&hash).await
+        {
+            record.status = Status::Failed;
+            record.error = Some(e.to_string());
+            self.note(&record).await;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            if let Ok(permit) = this.queue.reserve().await {
+                permit.send(Job {
+                    failures: job.failures + 1,
+                    ..job
+                });
+            }
+        });
+    }
+
+    /// Writes the public record. It informs; nothing depends on it, so a failure only goes to the log.
+    async fn note(&self, record: &FileRecord) {
+        if let Err(e) = self.backends.records.advance(record).await {
+            debug!("record of {}: {e}", record.hash);
+        }
+    }
+
+    /// The inode of the job, if it still waits for this very generation.
+    fn wanted(&self, job: Job) -> Result<Inode, StoreError> {
+        if !self.spool.is_sealed(job.ino, job.generation) {
+            return Err(StoreError::Stale);
+        }
+        match self.tree.read(|q| q.inode(job.ino)) {
+            Ok(inode) if inode.generation == job.generation => Ok(inode),
+            Ok(inode) if inode.generation < job.generation => Err(TreeError::Unavailable(
+                "its pending mark is not in the namespace yet".into(),
+            )
+            .into()),
+            // Another node closed it later.
+            Ok(_) | Err(TreeError::NotFound) => {
+                self.drop_sealed(job);
+                Err(StoreError::Stale)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn drop_sealed(&self, job: Job) {
+        if self.spool.is_sealed(job.ino, job.generation) {
+            self.spool.discard(job.ino);
+        }
+    }
+
+    async fn store(&self, worker: &str, job: Job) -> Result<(), StoreError> {
+        let inode = self.wanted(job)?;
+        let (hash, size) = self.hash(job).await?;
+        let mut progress = Progress {
+            hash: Some(hash),
+            status: Status::Queued,
+            error: None,
+        };
+        self.spool
+            .set_progress(job.ino, job.generation, progress.clone());
+        let uploaded_at = self.spool.sealed_at(job.ino).unwrap_or_else(Time::now);
+        let mut record = FileRecord {
+            hash,
+            filename: self.filename(&inode),
+            size,
+            status: Status::Queued,
+            worker: None,
+            node: self.node.clone(),
+            uploaded_at,
+            started_at: None,
+            done_at: None,
+            fence: 0,
+            error: None,
+        };
+        if self.tree.read(|q| q.content(&hash))?.is_none() {
+            self.note(&record).await;
+        }
+        let lock = self.backends.locks.acquire(&hash).await?;
+        let started_at = Time::now();
+        progress.status = Status::Processing;
+        self.spool.set_progress(job.ino, job.generation, progress);
+        record.status = Status::Processing;
+        record.worker = Some(worker.to_owned());
+        record.started_at = Some(started_at);
+        record.fence = lock.fence;
+
+        let present = self.present(&hash).await?;
+        let duplicate = present.is_some();
+        let source = Source::of(self, job)?;
+        let blob = match present {
+            Some(blob) => {
+                self.freeze(job)?;
+                blob
+            }
+            None => {
+                self.note(&record).await;
+                self.put(job, &hash, size, &source, &lock).await?
+            }
+        };
+        // From here on the file is frozen: every way out thaws or finishes it.
+        let commit = Op::Commit {
+            ino: job.ino,
+            generation: job.generation,
+            hash,
+            size,
+            blob,
+            by: StoredBy {
+                node: self.node.clone(),
+                worker: worker.to_owned(),
+                uploaded_at,
+                started_at,
+            },
+            now: Time::now(),
+        };
+        match self.commit(&hash, &source, &lock, commit).await {
+            Ok(()) => {
+                self.spool.finish(job.ino, job.generation);
+                if duplicate {
+                    self.counters.duplicates.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    self.counters.stored.fetch_add(1, Ordering::Relaxed);
+                    self.counters.bytes.fetch_add(size, Ordering::Relaxed);
+                    record.status = Status::Done;
+                    record.done_at = Some(Time::now());
+                    self.note(&record).await;
+                }
+                debug!("{worker}: inode {} is {hash}, {size} bytes", job.ino);
+                Ok(())
+            }
+            Err(e) => {
+                self.spool.thaw(job.ino, job.generation);
+                if matches!(
+                    e,
+                    StoreError::Tree(TreeError::Superseded | TreeError::NotFound)
+                ) {
+                    info!("inode {}: superseded before it was committed", job.ino);
+                    self.drop_sealed(job);
+                    return Err(StoreError::Stale);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn hash(&self, job: Job) -> Result<(ContentHash, u64), StoreError> {
+        let path = self.spool.path(job.ino, job.generation);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::Stale),
+            Err(e) => return Err(e.into()),
+        };
+        let hashed = if file.metadata()?.len() <= HASH_INLINE_BYTES {
+            disk::hash(&file, || true)?
+        } else {
+            let spool = self.spool.clone();
+            let still = move || spool.is_sealed(job.ino, job.generation);
+            tokio::task::spawn_blocking(move || disk::hash(&file, still))
+                .await
+                .map_err(std::io::Error::other)??
+        };
+        let hashed = hashed.ok_or(StoreError::Stale)?;
+        // A writer that took it back may have written while it was read.
+        if !self.spool.is_sealed(job.ino, job.generation) {
+            return Err(StoreError::Stale);
+        }
+        Ok(hashed)
+    }
+
+    fn filename(&self, inode: &Inode) -> String {
+        let names = self.tree.read(|q| q.names_of(inode.ino, 1));
+        names
+            .ok()
+            .and_then(|mut n| n.pop())
+            .map(|n| String::from_utf8_lossy(&n.1).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The object that holds the content already. A duplicate counts only against content that is really there.
+    async fn present(&self, hash: &ContentHash) -> Result<Option<BlobId>, StoreError> {
+        let Some(content) = self.tree.read(|q| q.content(hash))? else {
+            return Ok(None);
+        };
+        Ok(self
+            .backends
+            .blobs
+            .exists(&content.blob)
+            .await?
+            .then_some(content.blob))
+    }
+
+    fn freeze(&self, job: Job) -> Result<Freeze, StoreError> {
+        self.spool
+            .freeze(job.ino, job.generation)
+            .ok_or(StoreError::Stale)
+    }
+
+    async fn put(
+        &self,
+        job: Job,
+        hash: &ContentHash,
+        size: u64,
+        source: &Source,
+        lock: &HashLock,
+    ) -> Result<BlobId, StoreError> {
+        let frozen = Mutex::new(false);
+        let gate = || {
+            if !lock.is_valid() {
+                return false;
+            }
+            let as_expected = match self.spool.freeze(job.ino, job.generation) {
+                None => false,
+                Some(Freeze::Share) => true,
+                Some(Freeze::Copy) => source.is_copy(),
+            };
+            *frozen.lock() = true;
+            as_expected
+        };
+        let put = self
+            .backends
+            .blobs
+            .put(hash, size, source.path(), &gate)
+            .await;
+        let put = match put {
+            // Found to be stored before the gate was asked.
+            Ok(put) if !*frozen.lock() => self.freeze(job).map(|_| put),
+            Ok(put) => Ok(put),
+            Err(e) => Err(match e {
+                BackendError::Cancelled if !lock.is_valid() => StoreError::LockLost,
+                BackendError::Cancelled => StoreError::Stale,
+                e => e.into(),
+            }),
+        };
+        match put {
+            Ok(Put::Stored(blob) | Put::Duplicate(blob)) => Ok(blob),
+            Err(e) => {
+                self.spool.thaw(job.ino, job.generation);
+                Err(e)
+            }
+        }
+    }
+
+    async fn commit(
+        &self,
+        hash: &ContentHash,
+        source: &Source,
+        lock: &HashLock,
+        commit: Op,
+    ) -> Result<(), StoreError> {
+        if !lock.is_valid() {
+            return Err(StoreError::LockLost);
+        }
+        self.sealed.adopt(hash, source.path())?;
+        self.tree
+            .submit(Origin::Node, Commitment::Committed, vec![commit])
+            .await?;
+        Ok(())
+    }
+}
+
+/// The file that becomes content: the spool file, or a copy of it while the kernel still uses that as a backing file.
+enum Source {
+    Spool(PathBuf),
+    Copy(PathBuf),
+}
+
+impl Source {
+    fn of(ingest: &Ingest, job: Job) -> Result<Source, StoreError> {
+        let path = ingest.spool.path(job.ino, job.generation);
+        if !ingest.spool.is_backing(job.ino) {
+            return Ok(Source::Spool(path));
+        }
+        let tmp = ingest.sealed.tmp_path();
+        let source = Source::Copy(tmp.clone());
+        let from = File::open(path)?;
+        let to = File::create_new(&tmp)?;
+        disk::copy(&from, &to)?;
+        Ok(source)
+    }
+
+    fn path(&self) -> &std::path::Path {
+        match self {
+            Source::Spool(path) | Source::Copy(path) => path,
+        }
+    }
+
+    fn is_copy(&self) -> bool {
+        matches!(self, Source::Copy(_))
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Source::Copy(path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Whether this inode's content waits at this node.
+pub(super) fn is_pending_here(inode: &Inode, node: &crate::types::NodeId) -> bool {
+    matches!(&inode.body, Body::Pending { node: n, .. } if n == node)
+}

@@ -1,0 +1,256 @@
+//! Operations on names and attributes.
+
+use std::sync::Arc;
+
+use super::open::OpenInode;
+use super::{Attr, Caller, Result, Vfs, VfsError};
+use crate::content::disk;
+use crate::tree::op::{Bytes, RenameMode};
+use crate::tree::{Applied, Commitment, Dentry, Inode, Op, Origin, TreeError};
+use crate::types::{Ino, Time};
+
+/// A new inode that is no regular file.
+#[derive(Clone, Debug, Default)]
+pub struct NewNode {
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Device number.
+    pub rdev: u32,
+    /// Target of a symbolic link.
+    pub target: Option<Vec<u8>>,
+}
+
+/// What setattr(2) and its family may change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttrChange {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<Time>,
+    /// Modification time.
+    pub mtime: Option<Time>,
+}
+
+impl AttrChange {
+    fn changes_inode(&self) -> bool {
+        self.mode.is_some()
+            || self.uid.is_some()
+            || self.gid.is_some()
+            || self.atime.is_some()
+            || self.mtime.is_some()
+    }
+}
+
+/// One entry for readdirplus.
+pub struct Listed {
+    /// Name and position.
+    pub dentry: Dentry,
+    /// Attributes.
+    pub attr: Attr,
+}
+
+pub(super) fn bytes(name: &[u8]) -> Bytes {
+    Bytes::from(name.to_vec())
+}
+
+fn inode_of(applied: Applied) -> Result<Inode> {
+    applied
+        .inode
+        .ok_or_else(|| TreeError::Database("the op returned no inode".into()).into())
+}
+
+impl Vfs {
+    pub(super) async fn op(&self, op: Op) -> Result<Applied> {
+        Ok(self
+            .tree
+            .submit(Origin::Kernel, Commitment::Committed, vec![op])
+            .await?)
+    }
+
+    /// What `name` names in `parent`.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        if name.len() > crate::tree::op::NAME_MAX {
+            return Err(TreeError::NameTooLong.into());
+        }
+        let inode = self.tree.read(|q| q.lookup(parent, name))?;
+        self.with_overlay(inode)
+    }
+
+    /// Makes a directory, symbolic link, fifo, socket, device, or an empty file that nobody has open.
+    pub async fn make(
+        &self,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        new: NewNode,
+    ) -> Result<Attr> {
+        let ino = self.tree.new_ino()?;
+        let applied = self
+            .op(Op::Create {
+                parent,
+                name: bytes(name),
+                ino,
+                mode: new.mode,
+                uid: caller.uid,
+                gid: caller.gid,
+                rdev: new.rdev,
+                target: new.target.map(Bytes::from),
+                now: Time::now(),
+            })
+            .await?;
+        Ok(inode_of(applied)?.into())
+    }
+
+    /// One more name for a file.
+    pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let applied = self
+            .op(Op::Link {
+                ino,
+                parent,
+                name: bytes(name),
+                now: Time::now(),
+            })
+            .await?;
+        self.with_overlay(inode_of(applied)?)
+    }
+
+    /// One name less.
+    pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let op = Op::Unlink {
+            parent,
+            name: bytes(name),
+            now: Time::now(),
+        };
+        self.op(op).await.map(drop)
+    }
+
+    /// Removes an empty directory.
+    pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        let op = Op::Rmdir {
+            parent,
+            name: bytes(name),
+            now: Time::now(),
+        };
+        self.op(op).await.map(drop)
+    }
+
+    /// Moves a name.
+    pub async fn rename(
+        &self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Result<()> {
+        let op = Op::Rename {
+            parent,
+            name: bytes(name),
+            new_parent,
+            new_name: bytes(new_name),
+            mode,
+            now: Time::now(),
+        };
+        self.op(op).await.map(drop)
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        Ok(self.tree.read(|q| q.readlink(ino))?)
+    }
+
+    /// Entries of a directory after position `after`, at most `limit`, with their attributes.
+    pub fn list(&self, dir: Ino, after: u64, limit: usize) -> Result<Vec<Listed>> {
+        let found = self.tree.read(|q| {
+            let mut found = Vec::new();
+            for dentry in q.readdir(dir, after, limit)? {
+                found.push((q.inode(dentry.ino)?, dentry));
+            }
+            Ok(found)
+        })?;
+        found
+            .into_iter()
+            .map(|(inode, dentry)| {
+                Ok(Listed {
+                    dentry,
+                    attr: self.with_overlay(inode)?,
+                })
+            })
+            .collect()
+    }
+
+    /// The directory that holds directory `ino`.
+    pub fn parent_of(&self, ino: Ino) -> Result<Ino> {
+        Ok(self.tree.read(|q| q.inode(ino))?.parent.unwrap_or(ino))
+    }
+
+    /// Makes what the namespace holds survive power loss.
+    pub fn sync_names(&self) -> Result<()> {
+        Ok(self.tree.sync()?)
+    }
+
+    /// Changes attributes, and the length when it is given.
+    pub async fn setattr(&self, caller: Caller, ino: Ino, change: AttrChange) -> Result<Attr> {
+        if let Some(size) = change.size {
+            self.truncate(caller, ino, size).await?;
+        }
+        if !change.changes_inode() {
+            return self.attr(ino);
+        }
+        let open = self.opens.get(ino);
+        if let Some(open) = &open
+            && self.change_unnamed(open, &change)
+        {
+            return self.attr(ino);
+        }
+        // The spool file's own time is the truth while it is written.
+        if let (Some(open), Some(mtime)) = (&open, change.mtime)
+            && let Some(file) = open.spool_file()
+        {
+            disk::set_mtime(&file, mtime)?;
+        }
+        let applied = self
+            .op(Op::SetAttr {
+                ino,
+                mode: change.mode,
+                uid: change.uid,
+                gid: change.gid,
+                atime: change.atime,
+                mtime: change.mtime,
+                now: Time::now(),
+            })
+            .await;
+        match (applied, open) {
+            (Ok(applied), _) => self.with_overlay(inode_of(applied)?),
+            // Its last name went in between.
+            (Err(VfsError::Tree(TreeError::NotFound)), Some(open))
+                if self.change_unnamed(&open, &change) =>
+            {
+                self.attr(ino)
+            }
+            (Err(e), _) => Err(e),
+        }
+    }
+
+    fn change_unnamed(&self, open: &Arc<OpenInode>, change: &AttrChange) -> bool {
+        let changed = open.change_gone(|inode| {
+            if let Some(mode) = change.mode {
+                inode.mode = inode.kind() | (mode & 0o7777);
+            }
+            inode.uid = change.uid.unwrap_or(inode.uid);
+            inode.gid = change.gid.unwrap_or(inode.gid);
+            inode.atime = change.atime.unwrap_or(inode.atime);
+            inode.mtime = change.mtime.unwrap_or(inode.mtime);
+            inode.ctime = Time::now();
+        });
+        if changed && let (Some(file), Some(mtime)) = (open.spool_file(), change.mtime) {
+            // Nobody will see it under a name again; a failure here is shown by the next stat only.
+            let _ = disk::set_mtime(&file, mtime);
+        }
+        changed
+    }
+}
