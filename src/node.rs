@@ -1,0 +1,349 @@
+//! One running node: the only place where the rooms are wired together. Opens, recovers, starts the workers, mounts,
+//! serves, and ends it all in the opposite order.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use crate::backend::{self, BackendError, Member};
+use crate::config::{Config, DataDir};
+use crate::content::{Sealed, Spool, disk};
+use crate::fuse::{self, notify::Invalidations};
+use crate::ingest::Ingest;
+use crate::sidecar;
+use crate::tree::{Commitment, Op, Origin, Tree, TreeError};
+use crate::types::{Ino, NodeId, Time};
+use crate::vfs::{Caller, Vfs};
+
+/// How long workers may finish what they have in hand when the node ends.
+const WORKERS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a node did not start, or did not end well: a sentence for the person who started it.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The mount point is not usable.
+    #[error("mount point {0}: {1}")]
+    Mountpoint(String, String),
+    /// The data directory is not usable.
+    #[error("data directory {0}: {1}")]
+    DataDir(String, String),
+    /// There is no /dev/fuse, or it may not be used.
+    #[error("{0}")]
+    Fuse(String),
+    /// MongoDB, etcd, or what is in them.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The namespace database.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// The sidecar could not be started.
+    #[error("sidecar: {0}")]
+    Sidecar(io::Error),
+    /// The operating system.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Holds the data directory for this process.
+struct DataLock(File);
+
+impl DataLock {
+    fn take(data: &DataDir) -> Result<DataLock, NodeError> {
+        let refuse = |why: String| NodeError::DataDir(data.root().display().to_string(), why);
+        for dir in [data.root().to_owned(), data.spool(), data.content(), data.tmp()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(|e| refuse(format!("cannot be made: {e}")))?;
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(data.lock())
+            .map_err(|e| refuse(format!("cannot be used: {e}")))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            return Err(refuse(format!(
+                "in use by process {}; unmount that first, or choose another with --data-dir",
+                pid.trim()
+            )));
+        }
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(DataLock(file))
+    }
+}
+
+impl Drop for DataLock {
+    fn drop(&mut self) {
+        let _ = self.0.set_len(0);
+    }
+}
+
+/// Runs a node until `stop` completes or its mount is taken away; `ready` is called once the mount serves.
+pub async fn run(
+    config: Config,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<(), NodeError> {
+    check_fuse()?;
+    prepare_mountpoint(&config)?;
+    let data = DataDir::new(&config.data_dir);
+    let lock = DataLock::take(&data)?;
+    empty(&data.tmp())?;
+    let node = node_id(&data)?;
+    let same_boot = note_boot(&data)?;
+    let backends = backend::open(&config, &node).await?;
+    if !same_boot && !backends.content_dir_is_store {
+        // A cache file that was never synced may be torn after power loss, and everything in it can be fetched again.
+        empty(&data.content())?;
+    }
+
+    let invalidations = Invalidations::default();
+    let target: Arc<OnceLock<Weak<Vfs>>> = Arc::default();
+    let tree = {
+        let (invalidations, target) = (invalidations.clone(), target.clone());
+        let listener = Box::new(move |origin, effects: &[_]| {
+            if let Some(vfs) = target.get().and_then(Weak::upgrade) {
+                vfs.on_effects(origin, effects);
+            }
+            invalidations.note(origin, effects);
+        });
+        Arc::new(Tree::open(&data.tree(), &node, backends.log.clone(), listener).await?)
+    };
+    own_root(&tree).await?;
+    let limit = (!backends.content_dir_is_store).then_some(config.cache_bytes);
+    let sealed = Arc::new(Sealed::open_dir(&data, backends.blobs.clone(), limit)?);
+    let spool = Arc::new(Spool::new(data.spool()));
+    let ingest = Arc::new(Ingest::new(
+        node.clone(),
+        tree.clone(),
+        spool.clone(),
+        sealed.clone(),
+        backends.clone(),
+        config.queue,
+    ));
+    let vfs = Arc::new(Vfs::new(
+        node.clone(),
+        tree.clone(),
+        spool,
+        sealed.clone(),
+        ingest.clone(),
+        config.mount.passthrough,
+    ));
+    // Only set here, so it cannot be set already.
+    let _ = target.set(Arc::downgrade(&vfs));
+    ingest.recover(same_boot).await?;
+    let workers = ingest.start(config.workers, config.gc_grace);
+
+    let token = sidecar::load_token(&data, config.token.as_deref())?;
+    let started_at = Time::now();
+    let context = sidecar::Context {
+        vfs: vfs.clone(),
+        ingest: ingest.clone(),
+        sealed,
+        backends: backends.clone(),
+        node: node.clone(),
+        mountpoint: config.mountpoint.clone(),
+        workers: config.workers,
+        started_at,
+        token,
+        owner: me(),
+    };
+    let serving = sidecar::start(context, config.api, &data.control())
+        .await
+        .map_err(NodeError::Sidecar)?;
+
+    let (ended, mount_ended) = oneshot::channel();
+    let mounted = fuse::mount(
+        vfs,
+        &config.mountpoint,
+        &config.mount,
+        invalidations,
+        move || {
+            let _ = ended.send(());
+        },
+    )
+    .map_err(|e| mount_error(&config, e))?;
+    let member = Member {
+        node: node.clone(),
+        mountpoint: config.mountpoint.display().to_string(),
+        api: serving.addr().map_or_else(String::new, |a| a.to_string()),
+        version: env!("CARGO_PKG_VERSION").into(),
+        started_at,
+    };
+    if let Err(e) = backends.membership.join(member).await {
+        warn!("this node is not announced to the others: {e}");
+    }
+    info!(
+        "{} ({}) mounted at {}",
+        node,
+        backends.mode,
+        config.mountpoint.display()
+    );
+    ready();
+
+    tokio::select! {
+        () = stop => info!("asked to end"),
+        _ = mount_ended => info!("the mount was taken away"),
+    }
+    let mountpoint = config.mountpoint.clone();
+    let unmounted = tokio::task::spawn_blocking(move || mounted.unmount(&mountpoint)).await;
+    ingest.stop();
+    if tokio::time::timeout(WORKERS_DEADLINE, workers.join_all())
+        .await
+        .is_err()
+    {
+        warn!("workers were still busy; what they had in hand is stored after the next start");
+    }
+    serving.stop().await;
+    tree.close();
+    drop(lock);
+    info!("ended");
+    match unmounted {
+        Ok(result) => Ok(result?),
+        Err(e) => Err(NodeError::Io(io::Error::other(e))),
+    }
+}
+
+fn me() -> Caller {
+    Caller {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    }
+}
+
+fn check_fuse() -> Result<(), NodeError> {
+    if !Path::new("/dev/fuse").exists() {
+        return Err(NodeError::Fuse(
+            "there is no /dev/fuse: load the module (modprobe fuse), or give the container the device (--device /dev/fuse --cap-add SYS_ADMIN)".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn prepare_mountpoint(config: &Config) -> Result<(), NodeError> {
+    let place = &config.mountpoint;
+    let refuse = |why: &str| NodeError::Mountpoint(place.display().to_string(), why.into());
+    if fuse::clear_stale(place).map_err(|e| {
+        refuse(&format!(
+            "a killed daemon left it mounted and it cannot be cleared: {e}"
+        ))
+    })? {
+        info!("cleared the stale mount at {}", place.display());
+    }
+    match fs::metadata(place) {
+        Ok(meta) if !meta.is_dir() => return Err(refuse("is not a directory")),
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(refuse("does not exist; make it with mkdir -p"));
+        }
+        Err(e) => return Err(refuse(&e.to_string())),
+    }
+    if fuse::is_mounted(place)? {
+        return Err(refuse("an oncefs is mounted there already"));
+    }
+    let (place, data) = (fs::canonicalize(place)?, &config.data_dir);
+    if data.starts_with(&place) || place.starts_with(data) {
+        return Err(refuse(
+            "must not lie in the data directory, nor the data directory in it",
+        ));
+    }
+    Ok(())
+}
+
+fn mount_error(config: &Config, e: io::Error) -> NodeError {
+    let why = match e.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => format!(
+            "mounting is not permitted ({e}): run as root, or install fuse3 so that fusermount3 can do it for you"
+        ),
+        _ if e.kind() == io::ErrorKind::NotFound => {
+            format!("{e}: is fusermount3 (package fuse3) installed?")
+        }
+        _ => e.to_string(),
+    };
+    NodeError::Mountpoint(config.mountpoint.display().to_string(), why)
+}
+
+/// Removes everything in `dir`, but not `dir`.
+fn empty(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The lasting name of this data directory, made at its first use.
+fn node_id(data: &DataDir) -> io::Result<NodeId> {
+    if let Some(name) = disk::read_text(&data.node())?.filter(|n| !n.is_empty()) {
+        return Ok(NodeId(name));
+    }
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let host: String = host
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(40)
+        .collect();
+    let name = format!("{host}-{}", hex::encode(rand::random::<[u8; 4]>()));
+    disk::write_private(&data.node(), name.as_bytes())?;
+    Ok(NodeId(name))
+}
+
+/// Notes in the data directory which start of the machine this is; true when it is the same as last time.
+fn note_boot(data: &DataDir) -> io::Result<bool> {
+    let now = disk::read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.unwrap_or_default();
+    let path = data.root().join("boot");
+    let before = disk::read_text(&path)?;
+    if before.as_deref() == Some(&now) {
+        return Ok(true);
+    }
+    disk::write_private(&path, now.as_bytes())?;
+    if before.is_some() {
+        info!("the machine was restarted since this data directory was used last");
+    }
+    Ok(before.is_none())
+}
+
+/// The root of a new tree belongs to whoever mounted it first.
+async fn own_root(tree: &Tree) -> Result<(), NodeError> {
+    if tree.read(|q| q.inode(Ino::ROOT))?.ctime != Time::default() {
+        return Ok(());
+    }
+    let (caller, now) = (me(), Time::now());
+    let op = Op::SetAttr {
+        ino: Ino::ROOT,
+        mode: None,
+        uid: Some(caller.uid),
+        gid: Some(caller.gid),
+        atime: Some(now),
+        mtime: Some(now),
+        now,
+    };
+    if let Err(e) = tree
+        .submit(Origin::Node, Commitment::Committed, vec![op])
+        .await
+    {
+        error!("the root directory keeps no owner: {e}");
+    }
+    Ok(())
+}
