@@ -7,6 +7,9 @@
 
 pub mod cluster;
 pub mod embedded;
+mod forward;
+mod group_sync;
+mod local_locks;
 
 use std::path::Path;
 use std::sync::Arc;
