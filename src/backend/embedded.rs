@@ -58,10 +58,13 @@ pub struct LocalBlobs {
 
 impl LocalBlobs {
     /// Keeps content below `dir`; unfinished copies go to `tmp`, on the same file system and emptied at start by its
-    /// owner.
+    /// owner. Makes all directories that content can lie in, so that a put never has to make a directory durable.
     pub fn open(dir: PathBuf, tmp: PathBuf) -> Result<LocalBlobs> {
-        fs::create_dir_all(&dir)?;
         fs::create_dir_all(&tmp)?;
+        for first in 0..=u8::MAX {
+            fs::create_dir_all(dir.join(hex::encode([first])))?;
+        }
+        File::open(&dir)?.sync_all()?;
         Ok(LocalBlobs {
             dir,
             tmp,
@@ -71,17 +74,6 @@ impl LocalBlobs {
 
     fn path(&self, hash: &ContentHash) -> PathBuf {
         DataDir::content_path(&self.dir, hash)
-    }
-
-    /// The directory of `path`, made if need be; a new one is made durable by its parent.
-    async fn parent(&self, path: &Path) -> Result<PathBuf> {
-        let parent = path.parent().unwrap_or(&self.dir).to_path_buf();
-        match fs::create_dir(&parent) {
-            Ok(()) => self.sync.sync(File::open(&self.dir)?).await?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e.into()),
-        }
-        Ok(parent)
     }
 }
 
@@ -156,19 +148,24 @@ impl BlobStore for LocalBlobs {
         gate: Gate<'_>,
     ) -> Result<Put> {
         let path = self.path(hash);
-        let id = BlobId(hash.to_string());
-        let parent = self.parent(&path).await?;
-        let file = File::open(source)?;
-        file.set_permissions(Permissions::from_mode(SEALED))?;
+        let parent = path.parent().unwrap_or(&self.dir).to_path_buf();
+        let source = source.to_path_buf();
+        let (source, file, parent) = blocking(move || {
+            let file = File::open(&source)?;
+            file.set_permissions(Permissions::from_mode(SEALED))?;
+            Ok((source, file, File::open(parent)?))
+        })
+        .await?;
         // Data first, then the name: a name that survives a power loss never points to missing bytes.
         self.sync.sync(file).await?;
         if !gate() {
             return Err(BackendError::Cancelled);
         }
-        let (source, tmp) = (source.to_path_buf(), self.tmp.clone());
+        let tmp = self.tmp.clone();
         let published = blocking(move || link(&source, &path, &tmp)).await?;
         // Also for a duplicate: the winner may not have come this far yet, and our caller builds on it now.
-        self.sync.sync(File::open(&parent)?).await?;
+        self.sync.sync(parent).await?;
+        let id = BlobId(hash.to_string());
         Ok(if published {
             Put::Stored(id)
         } else {
@@ -185,6 +182,7 @@ impl BlobStore for LocalBlobs {
         }
     }
 
+    /// Not made durable: content that comes back after a power loss is content without a name, removed again later.
     async fn delete(&self, blob: &BlobId) -> Result<()> {
         let Ok(hash) = parse(blob) else { return Ok(()) };
         match tokio::fs::remove_file(self.path(&hash)).await {

@@ -276,6 +276,8 @@ impl Mongod {
                 .args(["--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "64"])
                 .args(["--nounixsocket", "--quiet"])
                 .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
+                // For fail points.
+                .args(["--setParameter", "enableTestCommands=1"])
                 .args(options);
             command
         });

@@ -175,15 +175,28 @@ impl Bucket {
                     "the content was removed while it was stored again".to_string(),
                 )),
             },
-            // The outcome is unknown. If it can be read, it is known.
-            Err(e) => match self.find(&upload.filename).await {
-                Ok(Some(found)) if found == id => Ok(Uploaded::New(id)),
-                _ => match BackendError::from(e) {
-                    // Refused for good; nothing was written.
-                    refused @ BackendError::Unusable(_) => Err(refused),
-                    other => Err(BackendError::Unavailable(other.to_string())),
-                },
+            Err(e) => match BackendError::from(e) {
+                // Refused for good; nothing was written.
+                refused @ BackendError::Unusable(_) => Err(refused),
+                // The outcome is unknown. If it can be read, it is known.
+                _ if self.appears(&upload.filename, id).await => Ok(Uploaded::New(id)),
+                unknown @ BackendError::Unavailable(_) => Err(unknown),
+                other => Err(BackendError::Unavailable(other.to_string())),
             },
+        }
+    }
+
+    /// Whether the files document that was sent without a clear answer becomes readable soon. `false` means nothing.
+    async fn appears(&self, filename: &str, id: ObjectId) -> bool {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.find(filename).await {
+                Ok(Some(found)) => return found == id,
+                Ok(None) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Ok(None) | Err(_) => return false,
+            }
         }
     }
 
