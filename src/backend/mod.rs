@@ -7,6 +7,9 @@
 
 pub mod cluster;
 pub mod embedded;
+mod forward;
+mod group_sync;
+mod local_locks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -124,7 +127,9 @@ pub enum Append {
 #[async_trait]
 pub trait TreeLog: Send + Sync {
     /// Writes `entry` at `entry.seq`. Repeating the same batch is a success. `Unavailable` means: outcome unknown, the
-    /// entry may still appear; call again with the same entry to find out.
+    /// entry may still appear; call again with the same entry to find out. `NotFound` means: that position has been
+    /// trimmed away, so the log can no longer tell whether the entry was ever there; nothing was added, go on from the
+    /// newest checkpoint. `Unusable` when the log ends before `entry.seq - 1`: the database lost acknowledged entries.
     async fn append(&self, entry: &LogEntry) -> Result<Append>;
 
     /// Up to `limit` majority-committed entries from position `from` on, in order. Empty at the head.
