@@ -472,6 +472,24 @@ async fn a_member_sees_itself(side: Side) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_ends_is_a_member_no_more() {
+    let Side { nodes: [a, b], .. } = Side::cluster().await;
+    let me = |name: &str| Member {
+        node: node(name),
+        mountpoint: "/mnt".to_string(),
+        api: String::new(),
+        version: "1".to_string(),
+        started_at: Time(5),
+    };
+    a.membership.join(me("a")).await.unwrap();
+    b.membership.join(me("b")).await.unwrap();
+    eventually(5, async || a.membership.members().await.len() == 2).await;
+    // Long before its lease of 30 s would run out.
+    drop(b);
+    eventually(5, async || a.membership.members().await == [me("a")]).await;
+}
+
 /// Waits until `check` holds, for at most `secs` seconds.
 async fn eventually(secs: u64, check: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(secs);
@@ -950,6 +968,8 @@ async fn an_unknown_outcome_is_found_out() {
     assert!(matches!(put, Err(BackendError::Unavailable(_))), "{put:?}");
     tokio::time::sleep(Duration::from_secs(3)).await;
     let again = side.put(1, b"too late").await.unwrap();
+    // It did arrive, and needs the chunks that a rash clean-up would have removed.
+    assert!(matches!(again, Put::Duplicate(_)), "{again:?}");
     assert_eq!(side.read(0, again.blob()).await.unwrap(), b"too late");
 
     // The same for the log.
