@@ -869,6 +869,30 @@ async fn a_server_outside_a_replica_set_is_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_without_the_name_of_the_set_will_do() {
+    let uri = format!("mongodb://127.0.0.1:{}", shared_mongod().port());
+    // The URI cannot weaken what correctness rests on either.
+    for options in [
+        "",
+        "/?w=0",
+        "/?readConcernLevel=local&readPreference=secondary&w=1",
+    ] {
+        let cluster = cluster_config(&format!("{uri}{options}"), &shared_etcd().uri(), 30);
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), Some(cluster));
+        let backends = backend::open(&config, &node("a")).await.unwrap();
+        let path = dir.path().join("source");
+        std::fs::write(&path, b"x").unwrap();
+        let put = backends.blobs.put(&hash_of(b"x"), 1, &path, &|| true).await;
+        assert!(matches!(put, Ok(Put::Stored(_))), "{options}: {put:?}");
+        let log = backends.log.unwrap();
+        assert_eq!(log.append(&entry(1, "x")).await.unwrap(), Append::Appended);
+        log.changed(Seq(0)).await.unwrap();
+        assert_eq!(log.head().await.unwrap(), Seq(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_format_is_refused() {
     let cluster = cluster_config(&shared_mongod().uri(), &shared_etcd().uri(), 30);
     let client = mongodb::Client::with_uri_str(&cluster.mongodb)
