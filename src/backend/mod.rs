@@ -51,9 +51,9 @@ pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 /// The bytes of a stored content, streamed.
 pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
 
-/// Asked once by [`BlobStore::put`], directly before it publishes; `false` means that the source has changed hands.
+/// Asked at most once by [`BlobStore::put`], directly before it publishes; `false` means that the source has changed hands.
 /// `true` is a promise: nobody writes to the source from then on, since the stored content may be the same inode.
-/// Not asked when the content is found to be stored already.
+/// It may go unasked when the content is found to be stored already.
 pub type Gate<'a> = &'a (dyn Fn() -> bool + Send + Sync);
 
 /// How a put ended.
