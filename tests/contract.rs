@@ -472,6 +472,24 @@ async fn a_member_sees_itself(side: Side) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_ends_is_a_member_no_more() {
+    let Side { nodes: [a, b], .. } = Side::cluster().await;
+    let me = |name: &str| Member {
+        node: node(name),
+        mountpoint: "/mnt".to_string(),
+        api: String::new(),
+        version: "1".to_string(),
+        started_at: Time(5),
+    };
+    a.membership.join(me("a")).await.unwrap();
+    b.membership.join(me("b")).await.unwrap();
+    eventually(5, async || a.membership.members().await.len() == 2).await;
+    // Long before its lease of 30 s would run out.
+    drop(b);
+    eventually(5, async || a.membership.members().await == [me("a")]).await;
+}
+
 /// Waits until `check` holds, for at most `secs` seconds.
 async fn eventually(secs: u64, check: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(secs);
@@ -851,6 +869,30 @@ async fn a_server_outside_a_replica_set_is_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_without_the_name_of_the_set_will_do() {
+    let uri = format!("mongodb://127.0.0.1:{}", shared_mongod().port());
+    // The URI cannot weaken what correctness rests on either.
+    for options in [
+        "",
+        "/?w=0",
+        "/?readConcernLevel=local&readPreference=secondary&w=1",
+    ] {
+        let cluster = cluster_config(&format!("{uri}{options}"), &shared_etcd().uri(), 30);
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), Some(cluster));
+        let backends = backend::open(&config, &node("a")).await.unwrap();
+        let path = dir.path().join("source");
+        std::fs::write(&path, b"x").unwrap();
+        let put = backends.blobs.put(&hash_of(b"x"), 1, &path, &|| true).await;
+        assert!(matches!(put, Ok(Put::Stored(_))), "{options}: {put:?}");
+        let log = backends.log.unwrap();
+        assert_eq!(log.append(&entry(1, "x")).await.unwrap(), Append::Appended);
+        log.changed(Seq(0)).await.unwrap();
+        assert_eq!(log.head().await.unwrap(), Seq(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_format_is_refused() {
     let cluster = cluster_config(&shared_mongod().uri(), &shared_etcd().uri(), 30);
     let client = mongodb::Client::with_uri_str(&cluster.mongodb)
@@ -950,6 +992,8 @@ async fn an_unknown_outcome_is_found_out() {
     assert!(matches!(put, Err(BackendError::Unavailable(_))), "{put:?}");
     tokio::time::sleep(Duration::from_secs(3)).await;
     let again = side.put(1, b"too late").await.unwrap();
+    // It did arrive, and needs the chunks that a rash clean-up would have removed.
+    assert!(matches!(again, Put::Duplicate(_)), "{again:?}");
     assert_eq!(side.read(0, again.blob()).await.unwrap(), b"too late");
 
     // The same for the log.

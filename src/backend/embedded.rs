@@ -266,3 +266,43 @@ impl Membership for Alone {
         Health::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture() -> (tempfile::TempDir, LocalBlobs, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = LocalBlobs::open(dir.path().join("content"), dir.path().join("tmp")).unwrap();
+        let source = dir.path().join("source");
+        fs::write(&source, b"hello").unwrap();
+        (dir, blobs, source)
+    }
+
+    #[tokio::test]
+    async fn a_put_links_and_one_cut_off_after_the_link_is_still_stored() {
+        let (_dir, blobs, source) = fixture();
+        let hash = ContentHash([3; 32]);
+        for _ in 0..2 {
+            let put = blobs.put(&hash, 5, &source, &|| true).await.unwrap();
+            assert!(matches!(put, Put::Stored(_)));
+        }
+        let sealed = fs::metadata(blobs.path(&hash)).unwrap();
+        assert_eq!(sealed.ino(), fs::metadata(&source).unwrap().ino());
+        assert_eq!(sealed.mode() & 0o777, SEALED);
+    }
+
+    #[test]
+    fn without_hard_links_a_copy_does_and_never_replaces() {
+        let (dir, blobs, source) = fixture();
+        let target = blobs.path(&ContentHash([3; 32]));
+        assert!(copy(&source, &target, &blobs.tmp).unwrap());
+        assert_eq!(fs::read(&target).unwrap(), b"hello");
+        assert_eq!(fs::metadata(&target).unwrap().mode() & 0o777, SEALED);
+        let other = dir.path().join("other");
+        fs::write(&other, b"other").unwrap();
+        assert!(!copy(&other, &target, &blobs.tmp).unwrap());
+        assert_eq!(fs::read(&target).unwrap(), b"hello");
+        assert_eq!(fs::read_dir(&blobs.tmp).unwrap().count(), 0);
+    }
+}

@@ -51,7 +51,9 @@ pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 /// The bytes of a stored content, streamed.
 pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
 
-/// Asked once by [`BlobStore::put`], directly before it publishes; `false` means that the source has changed hands.
+/// Asked at most once by [`BlobStore::put`], directly before it publishes; `false` means that the source has changed hands.
+/// `true` is a promise: nobody writes to the source from then on, since the stored content may be the same inode.
+/// It may go unasked when the content is found to be stored already.
 pub type Gate<'a> = &'a (dyn Fn() -> bool + Send + Sync);
 
 /// How a put ended.
@@ -229,7 +231,8 @@ pub struct FileRecord {
 pub trait Records: Send + Sync {
     /// Writes `record` unless the kept one is further on (a later [`Status`]) or has a newer fence: records only go
     /// forward, with one exception: `failed` may go back to `processing` under the same or a newer fence.
-    /// `uploaded_at` and `filename` of the first writer stay.
+    /// `uploaded_at` and `filename` of the first writer stay. `done` and `duplicate` under fence 0 (no lock service could
+    /// be asked) are not bound by the kept fence: that content is stored is a fact.
     async fn advance(&self, record: &FileRecord) -> Result<()>;
 
     /// The record of `hash`, if one is kept. The embedded side keeps only those that are not done yet: the tree knows
