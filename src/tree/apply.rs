@@ -572,7 +572,7 @@ impl Apply<'_> {
             self.conn
                 .prepare_cached("INSERT OR REPLACE INTO tombstones VALUES(?1,?2)")?
                 .execute(params![content.blob.0, now.0])?;
-            let week_before = now.0 - 7 * 24 * 3600 * 1_000_000_000;
+            let week_before = now.0.saturating_sub(7 * 24 * 3600 * 1_000_000_000);
             self.conn
                 .prepare_cached("DELETE FROM tombstones WHERE reaped_at<?1")?
                 .execute([week_before])?;
