@@ -744,9 +744,9 @@ fn apply_all(conn: &Connection, batch: &[Submission]) -> Result<Vec<Result<Appli
     for submission in batch {
         let result = apply_one(conn, &submission.ops);
         if conn.is_autocommit() {
-            return Err(result.err().unwrap_or_else(|| {
-                TreeError::Database("the transaction ended by itself".into())
-            }));
+            return Err(result
+                .err()
+                .unwrap_or_else(|| TreeError::Database("the transaction ended by itself".into())));
         }
         results.push(result);
     }
