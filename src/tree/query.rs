@@ -376,17 +376,3 @@ pub struct Totals {
     /// Bytes of all files, as if nothing were shared.
     pub logical_bytes: u64,
 }
-
-trait BlobOrNull<'a> {
-    fn as_blob_or_null(&self) -> rusqlite::Result<Option<&'a [u8]>>;
-}
-
-impl<'a> BlobOrNull<'a> for rusqlite::types::ValueRef<'a> {
-    fn as_blob_or_null(&self) -> rusqlite::Result<Option<&'a [u8]>> {
-        match self {
-            rusqlite::types::ValueRef::Null => Ok(None),
-            rusqlite::types::ValueRef::Blob(b) => Ok(Some(b)),
-            _ => Err(rusqlite::Error::InvalidQuery),
-        }
-    }
-}

@@ -21,7 +21,7 @@ fn pending_then_committed() {
     assert_eq!(inode.body, pending(None));
     assert_eq!(
         b.tree.read(|q| q.pending_at(&NodeId("n1".into()))).unwrap(),
-        [inode.clone()]
+        std::slice::from_ref(&inode)
     );
     let op = b.commit_op(f, 1, 3, "b3");
     b.ok(op);

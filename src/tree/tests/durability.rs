@@ -211,3 +211,42 @@ async fn regression_the_wal_shrinks_after_a_checkpoint() {
     }
     assert!(peak > 4 << 20 && peak < 64 << 20 && wal() < 4 << 20);
 }
+
+/// A COMMIT that fails undoes the transaction; everyone in it is told, and the tree goes on.
+#[tokio::test]
+async fn a_failed_commit_is_everyones_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let undone = Arc::new(AtomicU64::new(0));
+    let counter = undone.clone();
+    let listener: Listener = Box::new(move |origin, _| {
+        counter.fetch_add((origin == Origin::Node) as u64, Ordering::SeqCst);
+    });
+    let tree = Tree::open(&dir.path().join("t"), &NodeId("n1".into()), None, listener)
+        .await
+        .unwrap();
+    // A deferred foreign key is checked by COMMIT, which then fails and leaves the transaction open.
+    let break_commits = "PRAGMA foreign_keys=1;
+        CREATE TEMP TABLE above(i INTEGER PRIMARY KEY);
+        CREATE TEMP TABLE below(i INTEGER REFERENCES above(i) DEFERRABLE INITIALLY DEFERRED);
+        CREATE TEMP TRIGGER breaks AFTER INSERT ON main.dentries BEGIN INSERT INTO below VALUES(1); END";
+    let sql = |sql: &str| {
+        let done = tree.sequencer.query(|q| Ok(q.0.execute_batch(sql)?));
+        done.unwrap();
+    };
+    sql(break_commits);
+    let failed = create(&tree, Commitment::Committed, "f").await;
+    assert!(matches!(failed, Err(TreeError::Database(_))));
+    assert_eq!(undone.load(Ordering::SeqCst), 0);
+    // A visible change that cannot be committed: the first reader hears of it, the next ones see the state before.
+    create(&tree, Commitment::Visible, "g").await.unwrap();
+    assert!(tree.read(|q| q.applied()).is_err());
+    assert_eq!(undone.load(Ordering::SeqCst), 1);
+    assert_eq!(tree.read(|q| q.readdir(Ino::ROOT, 0, 9)).unwrap(), []);
+    create(&tree, Commitment::Visible, "g").await.unwrap();
+    assert!(create(&tree, Commitment::Committed, "h").await.is_err());
+    assert_eq!(undone.load(Ordering::SeqCst), 2);
+    sql("DROP TRIGGER breaks");
+    create(&tree, Commitment::Committed, "f").await.unwrap();
+    let names = tree.read(|q| q.readdir(Ino::ROOT, 0, 9)).unwrap();
+    assert_eq!(names.len(), 1);
+}

@@ -378,37 +378,29 @@ async fn a_restarted_replica_goes_on_where_it_was() {
     assert_eq!(dump(&a), dump(&b));
 }
 
-/// An entry that was appended counts, though the local disk was full at that moment.
+/// What SQLite rolled back when the disk was full is not in the log, and what is in the log is applied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn regression_full_disk_does_not_let_a_replica_diverge() {
     let dir = tempfile::tempdir().unwrap();
     let log = HostileLog::new(5, 0);
     let a = replica(&dir, "a", &log).await;
     super::durability::limit_pages(&a, true);
+    // All at once, so that they share batches: what comes before and after the one that finds the disk full.
+    let tasks: Vec<_> = (0..60)
+        .map(|i| {
+            let a = a.clone();
+            tokio::spawn(async move {
+                let short = format!("f{i}");
+                let ops = [short.as_bytes(), &[i as u8 + 1; 200]]
+                    .map(|n| create_op(a.new_ino().unwrap(), Ino::ROOT, n, FILE, Time(i)));
+                a.submit(Origin::Kernel, Commitment::Committed, ops.into())
+                    .await
+            })
+        })
+        .collect();
     let mut failed = 0;
-    for i in 0..60 {
-        let ops = vec![
-            create_op(
-                a.new_ino().unwrap(),
-                Ino::ROOT,
-                format!("f{i}").as_bytes(),
-                FILE,
-                Time(i),
-            ),
-            create_op(
-                a.new_ino().unwrap(),
-                Ino::ROOT,
-                &[i as u8 + 1; 200],
-                FILE,
-                Time(i),
-            ),
-        ];
-        if a.submit(Origin::Kernel, Commitment::Committed, ops)
-            .await
-            .is_err()
-        {
-            failed += 1;
-        }
+    for task in tasks {
+        failed += task.await.unwrap().is_err() as usize;
     }
     assert!(failed > 0);
     super::durability::limit_pages(&a, false);
@@ -422,4 +414,43 @@ async fn regression_full_disk_does_not_let_a_replica_diverge() {
     assert_eq!(dump(&a), dump(&b));
     let entries = a.read(|q| q.readdir(Ino::ROOT, 0, 1000)).unwrap().len();
     assert_eq!(entries, 2 * (60 - failed) + 1);
+}
+
+/// Appended is done, for every node: when the local database fails directly afterwards, the submitter is told so only
+/// once this replica has it, and never that it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_an_appended_op_is_not_answered_with_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = HostileLog::new(5, 0);
+    let a = replica(&dir, "a", &log).await;
+    for raise in ["ABORT", "ROLLBACK"] {
+        a.sequencer
+            .query(|q| {
+                Ok(q.0.execute_batch(&format!(
+                    "DROP TRIGGER IF EXISTS fails;
+                     CREATE TEMP TABLE IF NOT EXISTS until(t); DELETE FROM until;
+                     INSERT INTO until VALUES(unixepoch('subsec')+0.3);
+                     CREATE TEMP TRIGGER fails BEFORE UPDATE ON main.meta
+                       WHEN unixepoch('subsec')<(SELECT t FROM until)
+                       BEGIN SELECT RAISE({raise}, 'as the test wants it'); END"
+                ))?)
+            })
+            .unwrap();
+        let before = log.state.lock().entries.len();
+        let op = create_op(
+            a.new_ino().unwrap(),
+            Ino::ROOT,
+            raise.as_bytes(),
+            FILE,
+            Time(1),
+        );
+        let created = submit(&a, op).await.unwrap().inode.unwrap();
+        assert_eq!(
+            a.read(|q| q.lookup(Ino::ROOT, raise.as_bytes())).unwrap(),
+            created
+        );
+        assert_eq!(log.state.lock().entries.len(), before + 1);
+    }
+    let b = replica(&dir, "b", &log).await;
+    assert_eq!(dump(&a), dump(&b));
 }
