@@ -105,9 +105,12 @@ impl Tree {
         };
         let sequencer = Sequencer::open(path, node, log, listener).await?;
         let key = format!("ino-{range}");
-        let start = sequencer
-            .query(|q| q.local(&key))?
-            .map_or(Ino::range_start(range), |n| n as u64);
+        // The note of this node, and what the log says that it used: the data directory may be an older copy.
+        let start = sequencer.query(|q| {
+            let noted = q.local(&key)?.map_or(0, |n| n as u64);
+            let used = q.highest_ino(range)?.map_or(0, |ino| ino.0 + 1);
+            Ok(noted.max(used).max(Ino::range_start(range)))
+        })?;
         if let Err(e) = set_aside(&sequencer, &key, start + INO_BLOCK) {
             sequencer.close();
             return Err(e);

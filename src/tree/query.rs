@@ -346,6 +346,17 @@ impl Query<'_> {
         Ok(stmt.query_row([key], |r| r.get(0)).optional()?)
     }
 
+    /// The highest inode number from the range of one node.
+    pub(super) fn highest_ino(&self, range: u32) -> Result<Option<Ino>> {
+        let mut stmt = self
+            .0
+            .prepare_cached("SELECT max(ino) FROM inodes WHERE ino>=?1 AND ino<?2")?;
+        let bounds = [Ino::range_start(range), Ino::range_start(range + 1)];
+        Ok(stmt
+            .query_row(bounds, |r| r.get::<_, Option<u64>>(0))?
+            .map(Ino))
+    }
+
     /// How many inodes there are, and how many bytes the contents that files have take.
     pub fn totals(&self) -> Result<Totals> {
         let mut stmt = self.0.prepare_cached(

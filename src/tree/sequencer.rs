@@ -420,9 +420,8 @@ impl Sequencer {
             // Refused by a state that may be behind: let the refusal stand only against the log's head.
             let before = self.applied.load(Ordering::Acquire);
             drop(writer);
-            let behind =
-                self.follow(log, runtime).is_ok() && self.applied.load(Ordering::Acquire) != before;
-            if !behind {
+            self.follow(log, runtime)?;
+            if self.applied.load(Ordering::Acquire) == before {
                 self.answer(std::mem::take(batch), results);
             }
             return Ok(());

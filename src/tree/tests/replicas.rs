@@ -1,5 +1,6 @@
 //! Two replicas over one log that misbehaves wherever its contract allows it.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +16,10 @@ struct HostileLog {
     grown: tokio::sync::Notify,
     /// Chance of each trick in percent; 0 is a well-behaved log.
     tricks: u32,
+    /// Says that there is more, but not what.
+    mute: AtomicBool,
+    /// Calls of `changed`.
+    asked: AtomicU64,
 }
 
 struct State {
@@ -48,6 +53,8 @@ impl HostileLog {
             }),
             grown: tokio::sync::Notify::new(),
             tricks,
+            mute: AtomicBool::new(false),
+            asked: AtomicU64::new(0),
         })
     }
 
@@ -112,7 +119,7 @@ impl TreeLog for HostileLog {
 
     async fn read(&self, from: Seq, limit: usize) -> crate::backend::Result<Vec<LogEntry>> {
         let mut state = self.state.lock();
-        if self.trick(&mut state) {
+        if self.mute.load(Ordering::SeqCst) || self.trick(&mut state) {
             return Err(away());
         }
         assert!(from.0 >= 1);
@@ -126,6 +133,7 @@ impl TreeLog for HostileLog {
     }
 
     async fn changed(&self, after: Seq) -> crate::backend::Result<()> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         let grown = self.grown.notified();
         {
             let mut state = self.state.lock();
@@ -251,14 +259,14 @@ async fn two_replicas_converge_over_a_hostile_log() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_stands_only_against_the_head() {
+async fn regression_a_refusal_stands_only_against_the_head() {
     let dir = tempfile::tempdir().unwrap();
-    let log = HostileLog::new(1, 0);
+    let log = HostileLog::new(1, 15);
     let (a, b) = (
         replica(&dir, "a", &log).await,
         replica(&dir, "b", &log).await,
     );
-    for i in 0..50 {
+    for i in 0..25 {
         let op = create_op(a.new_ino().unwrap(), Ino::ROOT, b"f", FILE, Time(i));
         submit(&a, op).await.unwrap();
         // Refused by b's own state, most likely; accepted by the log's.
@@ -453,4 +461,36 @@ async fn regression_an_appended_op_is_not_answered_with_an_error() {
     }
     let b = replica(&dir, "b", &log).await;
     assert_eq!(dump(&a), dump(&b));
+}
+
+/// The log says that there is more for as long as the leader cannot fetch it; asking again at once would be a busy loop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_a_replica_that_is_behind_asks_with_pauses() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = HostileLog::new(1, 0);
+    let a = replica(&dir, "a", &log).await;
+    log.mute.store(true, Ordering::SeqCst);
+    log.third_node(&mut log.state.lock());
+    let before = log.asked.load(Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(log.asked.load(Ordering::SeqCst) - before < 20);
+    log.mute.store(false, Ordering::SeqCst);
+    a.catch_up().await.unwrap();
+    assert_eq!(a.applied().unwrap(), Seq(1));
+}
+
+/// A data directory that was put back from an older copy does not give out numbers that the log has seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_an_older_copy_of_a_replica_does_not_reuse_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = HostileLog::new(1, 0);
+    let a = replica(&dir, "a", &log).await;
+    let ino = a.new_ino().unwrap();
+    submit(&a, create_op(ino, Ino::ROOT, b"f", FILE, Time(1)))
+        .await
+        .unwrap();
+    drop(a);
+    let older = tempfile::tempdir().unwrap();
+    let a = replica(&older, "a", &log).await;
+    assert!(a.new_ino().unwrap() > ino);
 }
