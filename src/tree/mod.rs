@@ -1,14 +1,18 @@
 //! The namespace: a deterministic state machine over SQLite, and the one order in which it changes.
 //!
-//! [`op`] says what can happen, [`apply`] does it, [`query`] asks, [`sequencer`] puts it in order. [`Tree`] is the door:
+//! [`op`] says what can happen, [`apply`] does it, [`query`] asks, the sequencer puts it in order. [`Tree`] is the door:
 //! every reader asks through [`Tree::read`], every change goes through [`Tree::submit`]. This room does not know what
 //! the bytes of a file are or where they lie, only that they are pending somewhere or stored under a hash.
 
 pub mod apply;
+mod journal;
+mod local;
+mod logged;
 pub mod op;
 pub mod query;
 mod schema;
 mod sequencer;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +25,7 @@ pub use apply::{Applied, Effect};
 pub use op::{Op, TreeError};
 pub use query::{Body, Content, Dentry, Inode, Query, Totals};
 
-use crate::backend::TreeLog;
+use crate::backend::{BackendError, TreeLog};
 use crate::types::{Ino, NodeId, Seq};
 use sequencer::Sequencer;
 
@@ -42,9 +46,6 @@ pub enum Origin {
 /// What the caller needs to be true when [`Tree::submit`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commitment {
-    /// The change is visible. It may be lost if the daemon is killed within the next moments. (Opening a new file: only
-    /// its close is a promise.) In a cluster the same as [`Commitment::Committed`].
-    Visible,
     /// It survives the daemon being killed; in a cluster it is in the log.
     Committed,
     /// It survives power loss of this machine.
@@ -59,7 +60,7 @@ const INO_BLOCK: u64 = 8192;
 
 /// The door to the namespace.
 pub struct Tree {
-    sequencer: Arc<Sequencer>,
+    sequencer: Sequencer,
     readers: Readers,
     next_ino: AtomicU64,
     ino_block: Mutex<u64>,
@@ -101,12 +102,12 @@ impl Tree {
     ) -> Result<Tree> {
         let range = match &log {
             None => 0,
-            Some(log) => log.register(node).await.map_err(sequencer::unavailable)?,
+            Some(log) => log.register(node).await.map_err(unavailable)?,
         };
         let sequencer = Sequencer::open(path, node, log, listener).await?;
         let key = format!("ino-{range}");
         // The note of this node, and what the log says that it used: the data directory may be an older copy.
-        let start = sequencer.query(|q| {
+        let start = sequencer.ask_writer(|q| {
             let noted = q.local(&key)?.map_or(0, |n| n as u64);
             let used = q.highest_ino(range)?.map_or(0, |ino| ino.0 + 1);
             Ok(noted.max(used).max(Ino::range_start(range)))
@@ -126,8 +127,17 @@ impl Tree {
         })
     }
 
-    /// Asks the committed state, one snapshot of it for the whole of `f`. It holds everything that [`Tree::submit`] has returned for.
+    /// Asks the state that holds everything [`Tree::submit`] has returned for, one snapshot of it for the whole of `f`.
+    /// For questions that look at a few rows.
     pub fn read<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
+        match self.sequencer.ask(f) {
+            Ok(answer) => answer,
+            Err(f) => self.readers.with(f),
+        }
+    }
+
+    /// The same for questions that look at many rows: never holds up a change.
+    pub fn scan<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
         self.sequencer.settle()?;
         self.readers.with(f)
     }
@@ -139,6 +149,8 @@ impl Tree {
         commitment: Commitment,
         ops: Vec<Op>,
     ) -> Result<Applied> {
+        // Without a log there may be nothing to wait for, and a task that submits in a loop must let others run.
+        tokio::task::coop::consume_budget().await;
         self.sequencer.submit(origin, commitment, ops).await
     }
 
@@ -156,8 +168,7 @@ impl Tree {
 
     /// Makes everything committed so far survive power loss of this machine.
     pub fn sync(&self) -> Result<()> {
-        self.sequencer.settle()?;
-        self.sequencer.sync_wal()
+        self.sequencer.sync()
     }
 
     /// The last log position applied here.
@@ -186,8 +197,12 @@ impl Drop for Tree {
 /// Notes that numbers below `end` may be in use. Synced, since a shared log would still know the inodes that a power
 /// loss made this node forget.
 fn set_aside(sequencer: &Sequencer, key: &str, end: u64) -> Result<()> {
-    sequencer.set_local(key, end as i64)?;
-    sequencer.sync_wal()
+    sequencer.set_local(key, end)?;
+    sequencer.sync()
+}
+
+fn unavailable(e: BackendError) -> TreeError {
+    TreeError::Unavailable(e.to_string())
 }
 
 #[cfg(test)]

@@ -338,6 +338,14 @@ impl Query<'_> {
         Ok(Seq(stmt.query_row([], |r| r.get(0))?))
     }
 
+    /// The number of the last journal record in this state.
+    pub(super) fn journal(&self) -> Result<u64> {
+        let mut stmt = self
+            .0
+            .prepare_cached("SELECT value FROM meta WHERE key='journal'")?;
+        Ok(stmt.query_row([], |r| r.get(0)).optional()?.unwrap_or(0))
+    }
+
     /// A value that belongs to this node alone.
     pub fn local(&self, key: &str) -> Result<Option<i64>> {
         let mut stmt = self

@@ -121,7 +121,7 @@ impl Vfs {
         };
         let applied = self
             .tree
-            .submit(Origin::Kernel, Commitment::Visible, vec![op])
+            .submit(Origin::Kernel, Commitment::Committed, vec![op])
             .await?;
         let inode = applied.inode.ok_or(TreeError::NotFound)?;
         let mut backing = None;

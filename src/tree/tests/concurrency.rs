@@ -1,15 +1,13 @@
 //! Many submitters and readers at once.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{OnceLock, Weak};
-use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
+use std::time::{Duration, Instant};
 
 use super::*;
 
 const COMMITMENTS: [Commitment; 3] = [
-    Commitment::Visible,
+    Commitment::Committed,
     Commitment::Committed,
     Commitment::Durable,
 ];
@@ -124,52 +122,6 @@ async fn regression_lookup_during_a_rename_over() {
     }
 }
 
-/// A tree whose listener submits `times` ops on the leader's thread, each while the batch before is being answered: the
-/// queue is never empty when the leader looks.
-async fn busy_tree(path: &Path, times: u64, heard: Arc<AtomicU64>) -> Arc<Tree> {
-    let door: Arc<OnceLock<Weak<Tree>>> = Arc::default();
-    let its_door = door.clone();
-    let listener: Listener = Box::new(move |_, _| {
-        let i = heard.fetch_add(1, Ordering::SeqCst);
-        let tree = its_door.get().and_then(Weak::upgrade);
-        if let Some(tree) = tree.filter(|_| i < times) {
-            let op = create_op(
-                Ino(500_000 + i),
-                Ino::ROOT,
-                format!("busy{i}").as_bytes(),
-                FILE,
-                Time(1),
-            );
-            let submitted = tree.submit(Origin::Kernel, Commitment::Visible, vec![op]);
-            assert!(submitted.now_or_never().is_none());
-        }
-    });
-    let tree = Tree::open(path, &NodeId("n1".into()), None, listener)
-        .await
-        .unwrap();
-    let tree = Arc::new(tree);
-    door.set(Arc::downgrade(&tree)).unwrap();
-    tree
-}
-
-#[tokio::test]
-async fn regression_a_leader_gets_its_own_answer_while_others_submit() {
-    let dir = tempfile::tempdir().unwrap();
-    let heard = Arc::new(AtomicU64::new(0));
-    let tree = busy_tree(&dir.path().join("t"), 300, heard.clone()).await;
-    let op = create_op(tree.new_ino().unwrap(), Ino::ROOT, b"first", FILE, Time(1));
-    tree.submit(Origin::Kernel, Commitment::Visible, vec![op])
-        .await
-        .unwrap();
-    assert!(heard.load(Ordering::SeqCst) < 50);
-    // The rest is led on by the keeper.
-    let until = Instant::now() + Duration::from_secs(10);
-    while heard.load(Ordering::SeqCst) < 301 {
-        assert!(Instant::now() < until, "submissions were left behind");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn regression_close_answers_everyone_and_keeps_what_it_answered() {
     for round in 0..8 {
@@ -189,7 +141,8 @@ async fn regression_close_answers_everyone_and_keeps_what_it_answered() {
                             FILE,
                             Time(i),
                         );
-                        let submitted = tree.submit(Origin::Kernel, Commitment::Visible, vec![op]);
+                        let submitted =
+                            tree.submit(Origin::Kernel, Commitment::Committed, vec![op]);
                         match tokio::time::timeout(Duration::from_secs(10), submitted).await {
                             Ok(Ok(_)) => done.push(own),
                             Ok(Err(e)) => {

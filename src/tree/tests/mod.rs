@@ -55,7 +55,7 @@ impl Bed {
 
     fn run_all(&self, ops: Vec<Op>) -> Result<Applied> {
         self.runtime
-            .block_on(self.tree.submit(Origin::Kernel, Commitment::Visible, ops))
+            .block_on(self.tree.submit(Origin::Kernel, Commitment::Committed, ops))
     }
 
     /// Runs `op`, which must succeed, leave the tables consistent, and return the inode as it is then.

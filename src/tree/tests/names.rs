@@ -204,7 +204,7 @@ fn the_number_of_links_is_bounded() {
     let f = b.make(Ino::ROOT, "f", FILE);
     b.tree
         .sequencer
-        .query(|q| {
+        .ask_writer(|q| {
             Ok(q.0.execute("UPDATE inodes SET nlink=2147483647 WHERE ino=?1", [f.0])?)
         })
         .unwrap();

@@ -434,7 +434,7 @@ async fn regression_an_appended_op_is_not_answered_with_an_error() {
     let a = replica(&dir, "a", &log).await;
     for raise in ["ABORT", "ROLLBACK"] {
         a.sequencer
-            .query(|q| {
+            .ask_writer(|q| {
                 Ok(q.0.execute_batch(&format!(
                     "DROP TRIGGER IF EXISTS fails;
                      CREATE TEMP TABLE IF NOT EXISTS until(t); DELETE FROM until;

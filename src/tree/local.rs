@@ -1,0 +1,257 @@
+//! The order of a tree without a shared log: whoever holds the writer comes next.
+//!
+//! A submission is applied, written to the journal and answered on the submitter's own thread. The database transaction
+//! stays open for many submissions and is committed a few times a second; the journal holds what that has not reached yet.
+//! So a change costs one small write, survives the daemon being killed from its answer on, and a full disk can refuse
+//! new changes but not undo answered ones.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tracing::{error, info};
+
+use super::journal::Journal;
+use super::op::{Op, TreeError};
+use super::query::Query;
+use super::writer::{self, Writer};
+use super::{Applied, Commitment, Listener, Origin, Result};
+
+/// How long an answered change waits for the database.
+const SETTLE: Duration = Duration::from_millis(50);
+/// A journal longer than this is committed at once.
+const JOURNAL_BYTES: u64 = 1 << 20;
+
+struct State {
+    writer: Writer,
+    journal: Journal,
+    /// The number of the last record that was answered.
+    number: u64,
+    /// SQLite rolled back answered changes; the journal has them.
+    replay: bool,
+    closed: bool,
+}
+
+/// The local order.
+pub(super) struct Local {
+    path: PathBuf,
+    state: Mutex<State>,
+    /// Whether the journal holds changes that a reader's connection does not see. Changed with the state's mutex held.
+    unsettled: AtomicBool,
+    listener: Listener,
+}
+
+impl Local {
+    /// Opens the database, and brings into it what the journal still holds.
+    pub(super) fn open(path: &Path, listener: Listener) -> Result<Arc<Local>> {
+        let journal = Journal::open(&path.with_extension("journal")).map_err(journal_error)?;
+        let mut state = State {
+            writer: Writer::open(path)?,
+            journal,
+            number: 0,
+            replay: true,
+            closed: false,
+        };
+        let restored = state.ready()?;
+        if restored > 0 {
+            info!("{restored} changes were still in the journal");
+        }
+        state.commit()?;
+        let this = Arc::new(Local {
+            path: path.to_owned(),
+            state: Mutex::new(state),
+            unsettled: AtomicBool::new(false),
+            listener,
+        });
+        tokio::spawn(keep_settling(Arc::downgrade(&this)));
+        Ok(this)
+    }
+
+    pub(super) fn submit(
+        &self,
+        origin: Origin,
+        commitment: Commitment,
+        ops: &[Op],
+    ) -> Result<Applied> {
+        let applied = {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(TreeError::Unavailable("shutting down".into()));
+            }
+            let applied = state.submit(ops);
+            // Also when this one was refused: the replay before it may have brought others back.
+            self.unsettled
+                .store(state.writer.is_open(), Ordering::Release);
+            let applied = applied?;
+            // In the order of the changes, so with the state held.
+            (self.listener)(origin, &applied.effects);
+            applied
+        };
+        if commitment == Commitment::Durable {
+            self.sync()?;
+        }
+        Ok(applied)
+    }
+
+    /// Commits what is answered. An error undoes nothing: it is tried again.
+    pub(super) fn settle(&self) -> Result<()> {
+        if !self.unsettled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut state = self.state.lock();
+        state.ready()?;
+        state.commit()?;
+        self.unsettled.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Makes what is answered survive power loss.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.settle()?;
+        writer::sync_wal(&self.path)
+    }
+
+    /// Asks the writer's own connection, when that is needed to see everything answered, or costs nothing.
+    pub(super) fn query<T, F: FnOnce(Query<'_>) -> Result<T>>(&self, f: F) -> Result<Result<T>, F> {
+        let state = if self.unsettled.load(Ordering::Acquire) {
+            Some(self.state.lock())
+        } else {
+            self.state.try_lock()
+        };
+        match state {
+            Some(mut state) => {
+                if state.replay
+                    && let Err(e) = state.ready()
+                {
+                    return Ok(Err(e));
+                }
+                Ok(f(state.writer.query()))
+            }
+            None => Err(f),
+        }
+    }
+
+    pub(super) fn ask_writer<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
+        f(self.state.lock().writer.query())
+    }
+
+    pub(super) fn set_local(&self, key: &str, value: u64) -> Result<()> {
+        let mut state = self.state.lock();
+        state.ready()?;
+        if let Err(e) = state.writer.set("local", key, value) {
+            state.writer.rollback();
+            state.replay = true;
+            return Err(e);
+        }
+        state.commit()?;
+        self.unsettled.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.closed, true) {
+            return;
+        }
+        match state.ready().and_then(|_| state.commit()) {
+            Ok(()) => self.unsettled.store(false, Ordering::Release),
+            Err(e) => error!("namespace: {e}; the journal keeps the last changes"),
+        }
+    }
+}
+
+impl State {
+    fn submit(&mut self, ops: &[Op]) -> Result<Applied> {
+        self.ready()?;
+        let payload = writer::encode(&ops.iter().collect::<Vec<_>>())?;
+        let (journal, number) = (&mut self.journal, self.number + 1);
+        let before = journal.bytes();
+        let applied = self.writer.apply(ops, || {
+            journal.append(number, &payload).map_err(journal_error)
+        });
+        match applied {
+            Ok(applied) => {
+                self.number = number;
+                if self.journal.bytes() > JOURNAL_BYTES
+                    && let Err(e) = self.commit()
+                {
+                    error!("namespace: {e}; trying again");
+                }
+                Ok(applied)
+            }
+            Err(e) => {
+                self.journal.rewind(before);
+                if self.writer.was_rolled_back() {
+                    self.writer.rollback();
+                    self.replay = true;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// A transaction that holds everything answered. Returns how many records had to be applied again for that.
+    fn ready(&mut self) -> Result<usize> {
+        self.writer.begin()?;
+        if !self.replay {
+            return Ok(0);
+        }
+        let committed = self.writer.query().journal()?;
+        let records = self.journal.read(committed + 1).map_err(journal_error)?;
+        for record in &records {
+            let ops = writer::decode(record)?;
+            if let Err(e) = self.writer.apply(&ops, || Ok(())) {
+                self.writer.rollback();
+                return Err(e);
+            }
+        }
+        self.number = committed + records.len() as u64;
+        self.replay = false;
+        Ok(records.len())
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        if !self.writer.is_open() {
+            return Ok(());
+        }
+        let committed = self
+            .writer
+            .set("meta", "journal", self.number)
+            .and_then(|()| self.writer.commit());
+        match committed {
+            Ok(()) => {
+                self.journal.restart();
+                Ok(())
+            }
+            Err(e) => {
+                // Whatever SQLite left of the transaction, the journal has all of it.
+                self.writer.rollback();
+                self.replay = true;
+                Err(e)
+            }
+        }
+    }
+}
+
+fn journal_error(e: std::io::Error) -> TreeError {
+    match e.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => TreeError::NoSpace,
+        _ => TreeError::Database(format!("journal: {e}")),
+    }
+}
+
+/// Commits within [`SETTLE`], until the tree is closed.
+async fn keep_settling(local: Weak<Local>) {
+    while let Some(this) = local.upgrade() {
+        if this.state.lock().closed {
+            return;
+        }
+        if let Err(e) = this.settle() {
+            error!("namespace: {e}; trying again");
+        }
+        drop(this);
+        tokio::time::sleep(SETTLE).await;
+    }
+}

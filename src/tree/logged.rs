@@ -1,0 +1,443 @@
+//! The order of a tree with a shared log. Submissions queue up; a thread of its own, since it waits on the network, drains
+//! the queue into a batch, applies it inside one transaction with a savepoint per submission, appends the accepted ops to
+//! the log at exactly `applied + 1`, commits, and answers. While one batch is under way the next one gathers: group commit.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+use tracing::{error, warn};
+
+use super::apply::{Applied, Effect};
+use super::op::{Op, TreeError};
+use super::query::Query;
+use super::writer::{self, Writer, decode, encode, spawn_thread};
+use super::{Commitment, Listener, Origin, Result, unavailable};
+use crate::backend::{Append, BackendError, LogEntry, TreeLog};
+use crate::types::{NodeId, Seq};
+
+/// Submissions in one batch at the most; keeps a log entry far below MongoDB's document bound of 16 MB.
+const BATCH_MAX: usize = 256;
+/// Bytes of encoded ops in one log entry at the most.
+const ENTRY_BYTES_MAX: usize = 4 << 20;
+/// How long a submission waits for a log that does not answer.
+const LOG_DEADLINE: Duration = Duration::from_secs(15);
+
+struct Submission {
+    ops: Vec<Op>,
+    origin: Origin,
+    commitment: Commitment,
+    reply: oneshot::Sender<Result<Applied>>,
+}
+
+/// The shared order, as seen by one of its nodes.
+pub(super) struct Logged {
+    path: PathBuf,
+    node: NodeId,
+    queue: Mutex<VecDeque<Submission>>,
+    writer: Mutex<Writer>,
+    /// Written under the queue's mutex: what is in the queue when this turns true is still answered, and nothing comes
+    /// after it.
+    closed: AtomicBool,
+    log: Arc<dyn TreeLog>,
+    applied: AtomicU64,
+    wake: Condvar,
+    hint: Mutex<bool>,
+    progress: tokio::sync::watch::Sender<u64>,
+    listener: Listener,
+}
+
+impl Logged {
+    /// Opens the replica, starts following the log, and returns when it has caught up.
+    pub(super) async fn open(
+        path: &Path,
+        node: &NodeId,
+        log: Arc<dyn TreeLog>,
+        listener: Listener,
+    ) -> Result<Arc<Logged>> {
+        let writer = Writer::open(path)?;
+        let applied = writer.query().applied()?;
+        let this = Arc::new(Logged {
+            path: path.to_owned(),
+            node: node.clone(),
+            queue: Mutex::default(),
+            writer: Mutex::new(writer),
+            closed: AtomicBool::new(false),
+            log,
+            applied: AtomicU64::new(applied.0),
+            wake: Condvar::new(),
+            hint: Mutex::new(true),
+            progress: tokio::sync::watch::channel(applied.0).0,
+            listener,
+        });
+        let handle = tokio::runtime::Handle::current();
+        let leader = this.clone();
+        spawn_thread("tree-sequencer", move || leader.lead(&handle))?;
+        tokio::spawn(watch(Arc::downgrade(&this)));
+        if let Err(e) = this.catch_up().await {
+            this.close();
+            return Err(e);
+        }
+        Ok(this)
+    }
+
+    pub(super) async fn submit(
+        &self,
+        origin: Origin,
+        commitment: Commitment,
+        ops: Vec<Op>,
+    ) -> Result<Applied> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut queue = self.queue.lock();
+            if self.closed.load(Ordering::Acquire) {
+                return Err(TreeError::Unavailable("shutting down".into()));
+            }
+            queue.push_back(Submission {
+                ops,
+                origin,
+                commitment,
+                reply,
+            });
+        }
+        self.nudge();
+        answer
+            .await
+            .map_err(|_| TreeError::Unavailable("shutting down".into()))?
+    }
+
+    /// Makes everything committed survive power loss of this machine.
+    pub(super) fn sync(&self) -> Result<()> {
+        writer::sync_wal(&self.path)
+    }
+
+    /// Asks the writer's own connection, between two transactions.
+    pub(super) fn query<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
+        f(self.writer.lock().query())
+    }
+
+    /// Keeps a value that belongs to this node alone. It survives the daemon being killed.
+    pub(super) fn set_local(&self, key: &str, value: u64) -> Result<()> {
+        let mut writer = self.writer.lock();
+        let result = writer
+            .begin()
+            .and_then(|()| writer.set("local", key, value))
+            .and_then(|()| writer.commit());
+        if result.is_err() {
+            writer.rollback();
+        }
+        result
+    }
+
+    pub(super) async fn catch_up(&self) -> Result<()> {
+        let head = self.log.head().await.map_err(unavailable)?;
+        let mut progress = self.progress.subscribe();
+        self.nudge();
+        let reached = tokio::time::timeout(
+            LOG_DEADLINE,
+            progress.wait_for(|applied| *applied >= head.0),
+        );
+        match reached.await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(TreeError::Unavailable(format!(
+                "log entry {head} was not applied in time"
+            ))),
+        }
+    }
+
+    pub(super) fn close(&self) {
+        {
+            let _queue = self.queue.lock();
+            self.closed.store(true, Ordering::Release);
+        }
+        self.nudge();
+    }
+
+    fn nudge(&self) {
+        *self.hint.lock() = true;
+        self.wake.notify_one();
+    }
+
+    fn next_batch(&self) -> Vec<Submission> {
+        let mut queue = self.queue.lock();
+        let n = queue.len().min(BATCH_MAX);
+        queue.drain(..n).collect()
+    }
+
+    fn answer(&self, batch: Vec<Submission>, results: Vec<Result<Applied>>) {
+        for (submission, mut result) in batch.into_iter().zip(results) {
+            if let Ok(applied) = &result {
+                (self.listener)(submission.origin, &applied.effects);
+                if submission.commitment == Commitment::Durable
+                    && let Err(e) = self.sync()
+                {
+                    result = Err(e);
+                }
+            }
+            // A caller that went away does not change that it happened.
+            let _ = submission.reply.send(result);
+        }
+    }
+
+    fn lead(&self, runtime: &tokio::runtime::Handle) {
+        loop {
+            {
+                let mut hint = self.hint.lock();
+                while !*hint && self.queue.lock().is_empty() {
+                    self.wake.wait(&mut hint);
+                }
+                *hint = false;
+            }
+            // In this order: nothing is queued once `closed` is set, so an empty queue after it stays empty.
+            let closed = self.closed.load(Ordering::Acquire);
+            let batch = self.next_batch();
+            if closed && batch.is_empty() {
+                return;
+            }
+            if batch.is_empty() {
+                if let Err(e) = self.follow(runtime) {
+                    tracing::debug!("following the namespace log: {e}");
+                }
+            } else {
+                self.run(runtime, batch);
+            }
+        }
+    }
+
+    /// Takes a batch through validation, append and commit, as often as other nodes come first.
+    fn run(&self, runtime: &tokio::runtime::Handle, mut batch: Vec<Submission>) {
+        let deadline = Instant::now() + LOG_DEADLINE;
+        let mut pause = Duration::from_millis(50);
+        while !batch.is_empty() {
+            let attempt = self.attempt(runtime, &mut batch, deadline);
+            if attempt.is_err() {
+                self.abandon();
+            }
+            match attempt {
+                Ok(()) => {}
+                Err(TreeError::Unavailable(e)) if Instant::now() < deadline => {
+                    warn!("namespace log: {e}; trying again");
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+                Err(e) => {
+                    let results = batch.iter().map(|_| Err(e.clone())).collect();
+                    self.answer(std::mem::take(&mut batch), results);
+                }
+            }
+        }
+    }
+
+    /// One attempt. What it answers, it takes out of `batch`; what stays is to be tried again.
+    fn attempt(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        batch: &mut Vec<Submission>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let mut writer = self.writer.lock();
+        writer.begin()?;
+        let results = apply_all(&mut writer, batch)?;
+        let accepted: Vec<&Op> = batch
+            .iter()
+            .zip(&results)
+            .filter(|(_, r)| r.is_ok())
+            .flat_map(|(s, _)| &s.ops)
+            .collect();
+        if accepted.is_empty() {
+            writer.rollback();
+            // Refused by a state that may be behind: let the refusal stand only against the log's head.
+            let before = self.applied.load(Ordering::Acquire);
+            drop(writer);
+            self.follow(runtime)?;
+            if self.applied.load(Ordering::Acquire) == before {
+                self.answer(std::mem::take(batch), results);
+            }
+            return Ok(());
+        }
+        let payload = encode(&accepted)?;
+        if payload.len() > ENTRY_BYTES_MAX && batch.len() > 1 {
+            writer.rollback();
+            let rest = batch.split_off(batch.len() / 2);
+            let mut queue = self.queue.lock();
+            for submission in rest.into_iter().rev() {
+                queue.push_front(submission);
+            }
+            return Ok(());
+        }
+        let seq = Seq(self.applied.load(Ordering::Acquire)).next();
+        let entry = LogEntry {
+            seq,
+            node: self.node.clone(),
+            batch: hex::encode(rand::random::<[u8; 12]>()),
+            payload,
+        };
+        // Until the outcome is known the same entry is offered again: appending is idempotent by the batch's name.
+        let outcome = loop {
+            match runtime.block_on(self.log.append(&entry)) {
+                Err(BackendError::Unavailable(e)) if Instant::now() < deadline => {
+                    warn!("append {seq} to the namespace log: {e}; trying again");
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                outcome => break outcome,
+            }
+        };
+        match outcome {
+            Ok(Append::Appended) => {
+                let here = writer
+                    .set("meta", "applied", seq.0)
+                    .and_then(|()| writer.commit());
+                drop(writer);
+                if let Err(e) = here {
+                    // It has happened, for every node: an error would be a lie as long as this replica can still follow.
+                    warn!("namespace log entry {seq} is appended but not applied here yet: {e}");
+                    self.abandon();
+                    self.apply_own(&entry, deadline)?;
+                }
+                self.answer(std::mem::take(batch), results);
+                self.publish_applied(seq);
+                Ok(())
+            }
+            Ok(Append::Conflict) => {
+                writer.rollback();
+                drop(writer);
+                self.follow(runtime)
+            }
+            Err(e) => {
+                writer.rollback();
+                Err(unavailable(e))
+            }
+        }
+    }
+
+    /// Applies what other nodes appended.
+    fn follow(&self, runtime: &tokio::runtime::Handle) -> Result<()> {
+        loop {
+            let from = Seq(self.applied.load(Ordering::Acquire)).next();
+            let entries = match runtime.block_on(self.log.read(from, 256)) {
+                Ok(entries) => entries,
+                Err(BackendError::NotFound) => {
+                    error!("the namespace log no longer reaches back to entry {from}");
+                    return Err(TreeError::Unavailable(format!(
+                        "the log no longer holds entry {from}"
+                    )));
+                }
+                Err(e) => return Err(unavailable(e)),
+            };
+            if entries.is_empty() {
+                self.progress.send_replace(from.0 - 1);
+                return Ok(());
+            }
+            for entry in entries {
+                self.apply_entry(&entry)?;
+            }
+        }
+    }
+
+    fn apply_entry(&self, entry: &LogEntry) -> Result<()> {
+        match self.commit_entry(entry) {
+            Ok(effects) => {
+                // Before the position is published: who has caught up with the log finds the kernel's caches told.
+                (self.listener)(Origin::Remote, &effects);
+                self.publish_applied(entry.seq);
+                Ok(())
+            }
+            Err(e) => {
+                self.abandon();
+                Err(e)
+            }
+        }
+    }
+
+    /// Applies the entry that this node just appended, after its own transaction failed.
+    fn apply_own(&self, entry: &LogEntry, deadline: Instant) -> Result<()> {
+        loop {
+            match self.commit_entry(entry) {
+                Ok(_) => return Ok(()),
+                Err(e) => {
+                    self.abandon();
+                    if Instant::now() >= deadline || self.closed.load(Ordering::Acquire) {
+                        return Err(e);
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            }
+        }
+    }
+
+    fn commit_entry(&self, entry: &LogEntry) -> Result<Vec<Effect>> {
+        let ops = decode(&entry.payload)?;
+        let mut writer = self.writer.lock();
+        writer.begin()?;
+        let applied = match writer.apply(&ops, || Ok(())) {
+            Ok(applied) => applied,
+            // The disk, not the ops.
+            Err(e @ TreeError::NoSpace) => return Err(e),
+            Err(e) if writer.was_rolled_back() => return Err(e),
+            Err(e) => {
+                // It was accepted against this very state elsewhere, so this replica differs: going on would make it
+                // differ more.
+                error!(
+                    "log entry {} by {} does not apply here ({e}): this replica has diverged",
+                    entry.seq, entry.node
+                );
+                return Err(TreeError::Database(format!(
+                    "log entry {} does not apply: {e}",
+                    entry.seq
+                )));
+            }
+        };
+        writer.set("meta", "applied", entry.seq.0)?;
+        writer.commit()?;
+        Ok(applied.effects)
+    }
+
+    /// Undoes what a failed attempt left in the writer's transaction. With a log nothing in it was ever answered.
+    fn abandon(&self) {
+        self.writer.lock().rollback();
+    }
+
+    fn publish_applied(&self, seq: Seq) {
+        self.applied.store(seq.0, Ordering::Release);
+        self.progress.send_replace(seq.0);
+    }
+}
+
+/// Wakes the leader when the log grows, until the tree is closed.
+async fn watch(logged: Weak<Logged>) {
+    while let Some(this) = logged.upgrade() {
+        if this.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut progress = this.progress.subscribe();
+        let applied = Seq(this.applied.load(Ordering::Acquire));
+        if let Err(e) = this.log.changed(applied).await {
+            tracing::debug!("following the namespace log: {e}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        progress.mark_unchanged();
+        this.nudge();
+        // Until the leader has looked, the log would only say the same again.
+        let _ = tokio::time::timeout(Duration::from_millis(200), progress.changed()).await;
+    }
+}
+
+/// Applies each submission inside a savepoint of its own; a refused one leaves nothing. An error means that SQLite has
+/// rolled back the whole transaction: nothing of the batch is left.
+fn apply_all(writer: &mut Writer, batch: &[Submission]) -> Result<Vec<Result<Applied>>> {
+    let mut results = Vec::with_capacity(batch.len());
+    for submission in batch {
+        let result = writer.apply(&submission.ops, || Ok(()));
+        if writer.was_rolled_back() {
+            return Err(result
+                .err()
+                .unwrap_or_else(|| TreeError::Database("the transaction ended by itself".into())));
+        }
+        results.push(result);
+    }
+    Ok(results)
+}
