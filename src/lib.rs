@@ -4,6 +4,7 @@ pub mod config;
 pub mod content;
 pub mod fuse;
 pub mod ingest;
+pub mod sidecar;
 pub mod tree;
 pub mod types;
 pub mod vfs;
