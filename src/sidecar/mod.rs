@@ -1,8 +1,8 @@
 //! The web side: a small HTTP/1.1 service beside the mount, for uploads, downloads and status.
 //!
-//! It promises: every request passes one default-deny layer ([`access`]) before any handler; every refusal is
-//! `{"error": "..."}` with a fitting status ([`errors`] is the one table); uploads and downloads of any size run in flat
-//! memory; no connection is held for ever by a peer that says nothing or reads nothing ([`server`]); an upload that
+//! It promises: every request passes one default-deny layer (`access`) before any handler; every refusal is
+//! `{"error": "..."}` with a fitting status (`errors` is the one table); uploads and downloads of any size run in flat
+//! memory; no connection is held for ever by a peer that says nothing or reads nothing (`server`); an upload that
 //! breaks off leaves nothing behind. It speaks to [`crate::vfs`] and knows neither the kernel's side nor how content is
 //! stored. No other room names an axum type.
 //!
@@ -142,7 +142,7 @@ async fn start_with(
     Running::start(&app, router(&app), tcp, control).await
 }
 
-/// The handlers. Which of them is open to whom is said in [`access::ROUTES`] alone: a route missing there is refused.
+/// The handlers. Which of them is open to whom is said in `access::ROUTES` alone: a route missing there is refused.
 fn router(app: &Shared) -> Router {
     let body_max = app
         .limits

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::errors::ApiError;
 use super::request::{Hash, parse_hash, query};
 use super::{App, Shared};
-use crate::backend::FileRecord;
+use crate::backend::{FileRecord, Health};
 use crate::types::{ContentHash, NodeId, Status, Time};
 use crate::vfs::{self, Vfs};
 
@@ -134,6 +134,11 @@ pub(super) async fn files(State(app): State<Shared>, uri: Uri) -> Result<Json<Va
     Ok(Json(json!({ "files": files, "next": next })))
 }
 
+/// Whether nothing is down. Without a shared log there are no servers that could be.
+fn all_answer(shared: bool, servers: Health) -> bool {
+    !shared || (servers.etcd && servers.mongo)
+}
+
 /// Always 200 while the daemon answers. `degraded`: a configured server, or the namespace, does not answer.
 pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
     let ctx = &app.ctx;
@@ -143,9 +148,7 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
         membership.members(),
         ask(&app, |vfs| vfs.counts()),
     );
-    // Without a shared log there are no servers that could be down.
-    let servers_up = ctx.backends.log.is_none() || (servers.etcd && servers.mongo);
-    let ok = servers_up && counts.is_ok();
+    let ok = counts.is_ok() && all_answer(ctx.backends.log.is_some(), servers);
     let (waiting, busy) = ctx.ingest.depth();
     let (cache, ingest) = (&ctx.sealed.counters, &ctx.ingest.counters);
     let usage = ctx.sealed.usage();
@@ -191,4 +194,18 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
         },
         "members": members,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_server_down_is_degraded() {
+        for (etcd, mongo) in [(true, true), (true, false), (false, true), (false, false)] {
+            let servers = Health { etcd, mongo };
+            assert_eq!(all_answer(true, servers), etcd && mongo);
+            assert!(all_answer(false, servers));
+        }
+    }
 }

@@ -193,9 +193,10 @@ async fn install(
     });
     let installed: Result<_, VfsError> = installed.await.map_err(|_| ApiError::internal())?;
     installed.map_err(|e| match e {
-        VfsError::Tree(TreeError::Exists) => ApiError::new(
+        // No attribute: what has the name is no regular file.
+        VfsError::Tree(TreeError::Exists | TreeError::NoAttribute) => ApiError::new(
             StatusCode::CONFLICT,
-            "the name is taken by other content: remove that first, or choose another name",
+            "the name is taken by something else: remove that first, or choose another name",
         ),
         e => e.into(),
     })
