@@ -57,7 +57,12 @@ struct DataLock(File);
 impl DataLock {
     fn take(data: &DataDir) -> Result<DataLock, NodeError> {
         let refuse = |why: String| NodeError::DataDir(data.root().display().to_string(), why);
-        for dir in [data.root().to_owned(), data.spool(), data.content(), data.tmp()] {
+        for dir in [
+            data.root().to_owned(),
+            data.spool(),
+            data.content(),
+            data.tmp(),
+        ] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)

@@ -7,6 +7,9 @@
 
 pub mod cluster;
 pub mod embedded;
+mod forward;
+mod group_sync;
+mod local_locks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +51,9 @@ pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 /// The bytes of a stored content, streamed.
 pub type BlobReader = Box<dyn AsyncRead + Send + Unpin>;
 
-/// Asked once by [`BlobStore::put`], directly before it publishes; `false` means that the source has changed hands.
+/// Asked at most once by [`BlobStore::put`], directly before it publishes; `false` means that the source has changed hands.
+/// `true` is a promise: nobody writes to the source from then on, since the stored content may be the same inode.
+/// It may go unasked when the content is found to be stored already.
 pub type Gate<'a> = &'a (dyn Fn() -> bool + Send + Sync);
 
 /// How a put ended.
@@ -124,7 +129,9 @@ pub enum Append {
 #[async_trait]
 pub trait TreeLog: Send + Sync {
     /// Writes `entry` at `entry.seq`. Repeating the same batch is a success. `Unavailable` means: outcome unknown, the
-    /// entry may still appear; call again with the same entry to find out.
+    /// entry may still appear; call again with the same entry to find out. `NotFound` means: that position has been
+    /// trimmed away, so the log can no longer tell whether the entry was ever there; nothing was added, go on from the
+    /// newest checkpoint. `Unusable` when the log ends before `entry.seq - 1`: the database lost acknowledged entries.
     async fn append(&self, entry: &LogEntry) -> Result<Append>;
 
     /// Up to `limit` majority-committed entries from position `from` on, in order. Empty at the head.
@@ -224,7 +231,8 @@ pub struct FileRecord {
 pub trait Records: Send + Sync {
     /// Writes `record` unless the kept one is further on (a later [`Status`]) or has a newer fence: records only go
     /// forward, with one exception: `failed` may go back to `processing` under the same or a newer fence.
-    /// `uploaded_at` and `filename` of the first writer stay.
+    /// `uploaded_at` and `filename` of the first writer stay. `done` and `duplicate` under fence 0 (no lock service could
+    /// be asked) are not bound by the kept fence: that content is stored is a fact.
     async fn advance(&self, record: &FileRecord) -> Result<()>;
 
     /// The record of `hash`, if one is kept. The embedded side keeps only those that are not done yet: the tree knows

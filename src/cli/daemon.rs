@@ -48,8 +48,8 @@ pub(super) fn mount(args: MountArgs) -> Result {
 }
 
 fn serve(config: Config, background: bool) -> Result {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,fuser=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,fuser=warn"));
     if background {
         rustix::process::setsid()?;
         std::env::set_current_dir("/")?;

@@ -23,7 +23,12 @@ pub struct MountArgs {
     #[arg(short, long)]
     pub foreground: bool,
     /// MongoDB connection string; together with --etcd this node joins a cluster
-    #[arg(long, env = "ONCEFS_MONGODB", value_name = "URI", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ONCEFS_MONGODB",
+        value_name = "URI",
+        hide_env_values = true
+    )]
     pub mongodb: Option<String>,
     /// etcd endpoints; together with --mongodb this node joins a cluster
     #[arg(
@@ -35,7 +40,12 @@ pub struct MountArgs {
     )]
     pub etcd: Vec<String>,
     /// The MongoDB database of the tree
-    #[arg(long, env = "ONCEFS_DATABASE", value_name = "NAME", default_value = "oncefs")]
+    #[arg(
+        long,
+        env = "ONCEFS_DATABASE",
+        value_name = "NAME",
+        default_value = "oncefs"
+    )]
     pub database: String,
     /// Where the sidecar listens, or "off"
     #[arg(
@@ -102,11 +112,17 @@ pub fn default_data_dir() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Ok("/var/lib/oncefs".into());
     }
-    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let var = |name| {
+        std::env::var_os(name)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
     match (var("XDG_STATE_HOME"), var("HOME")) {
         (Some(state), _) => Ok(state.join("oncefs")),
         (None, Some(home)) => Ok(home.join(".local/state/oncefs")),
-        (None, None) => Err("neither XDG_STATE_HOME nor HOME is set: name a directory with --data-dir".into()),
+        (None, None) => {
+            Err("neither XDG_STATE_HOME nor HOME is set: name a directory with --data-dir".into())
+        }
     }
 }
 
@@ -189,9 +205,21 @@ impl MountArgs {
                     mount.options.push(option.clone());
                 }
                 // What is so anyway, and what mount(8) and fstab(5) keep for themselves.
-                "nodev" | "nosuid" | "exec" | "atime" | "relatime" | "async" | "defaults"
-                | "default_permissions" | "auto" | "noauto" | "user" | "nouser" | "users"
-                | "nofail" | "_netdev" => {}
+                "nodev"
+                | "nosuid"
+                | "exec"
+                | "atime"
+                | "relatime"
+                | "async"
+                | "defaults"
+                | "default_permissions"
+                | "auto"
+                | "noauto"
+                | "user"
+                | "nouser"
+                | "users"
+                | "nofail"
+                | "_netdev" => {}
                 o if o.starts_with("x-") || o.starts_with("subtype=") => {}
                 o => match o.split_once('=') {
                     Some(("fsname", name)) => mount.fsname = Some(name.to_owned()),
@@ -227,7 +255,10 @@ mod tests {
         assert_eq!(both.cluster.unwrap().etcd.len(), 2);
         let one = config("/m --etcd http://a:1").err().unwrap().to_string();
         assert!(one.contains("--mongodb"), "{one}");
-        let one = config("/m --mongodb mongodb://h").err().unwrap().to_string();
+        let one = config("/m --mongodb mongodb://h")
+            .err()
+            .unwrap()
+            .to_string();
         assert!(one.contains("--etcd"), "{one}");
     }
 

@@ -18,7 +18,6 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{error, warn};
 
-use super::disk;
 use crate::backend::{BackendError, BlobStore};
 use crate::config::DataDir;
 use crate::types::{BlobId, ContentHash};

@@ -6,9 +6,9 @@
 //! index, rebuilt at start by [`Spool::scan`].
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -233,7 +233,11 @@ impl Spool {
         }
         let file = match entry.file.upgrade() {
             Some(file) => file,
-            None => Arc::new(OpenOptions::new().read(true).write(true).open(&path)?),
+            None => {
+                // A publication that was cancelled late has made it read-only already.
+                std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+                Arc::new(OpenOptions::new().read(true).write(true).open(&path)?)
+            }
         };
         if entry.stage != Stage::Writing {
             if file.metadata()?.nlink() > 1 {

@@ -41,7 +41,8 @@ pub fn mount(
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName(options.fsname.clone().unwrap_or_else(|| "oncefs".into())),
-        MountOption::Subtype(SUBTYPE.into()),
+        // Not `MountOption::Subtype`, which fuser leaves out when it mounts without fusermount3.
+        MountOption::CUSTOM(format!("subtype={SUBTYPE}")),
         MountOption::DefaultPermissions,
         if options.read_only {
             MountOption::RO

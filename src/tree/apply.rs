@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use super::op::{
     Bytes, Op, RenameMode, StoredBy, TARGET_MAX, TreeError, XATTRS_MAX, XattrMode, check_name,
 };
-use super::query::{Body, DUPLICATE, Inode, PENDING, Query, STORED};
+use super::query::{Body, DUPLICATE, EMPTY, Inode, PENDING, Query, STORED};
 use crate::types::{BlobId, ContentHash, Generation, Ino, NodeId, Time};
 
 /// What an op did, for whoever caches the tree: the kernel, and the files that are open.
@@ -208,7 +208,7 @@ impl Apply<'_> {
             .prepare_cached(
                 "INSERT INTO inodes(ino, mode, nlink, uid, gid, rdev, size, atime, mtime, ctime,
                    generation, state, target, parent)
-                 VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?8,?8,0,0,?9,?10)",
+                 VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?8,?8,0,?11,?9,?10)",
             )?
             .execute(params![
                 inode.ino.0,
@@ -221,6 +221,7 @@ impl Apply<'_> {
                 now.0,
                 new.target.map(|t| &t[..]),
                 inode.parent.map(|p| p.0),
+                EMPTY,
             ])?;
         if is_dir {
             dir.nlink += 1;
@@ -572,7 +573,7 @@ impl Apply<'_> {
             self.conn
                 .prepare_cached("INSERT OR REPLACE INTO tombstones VALUES(?1,?2)")?
                 .execute(params![content.blob.0, now.0])?;
-            let week_before = now.0 - 7 * 24 * 3600 * 1_000_000_000;
+            let week_before = now.0.saturating_sub(7 * 24 * 3600 * 1_000_000_000);
             self.conn
                 .prepare_cached("DELETE FROM tombstones WHERE reaped_at<?1")?
                 .execute([week_before])?;

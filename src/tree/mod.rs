@@ -77,7 +77,11 @@ impl Readers {
             Some(conn) => conn,
             None => schema::open_reader(&self.path)?,
         };
+        // One snapshot for all questions of `f`: a name that is replaced meanwhile is the old inode or the new one, never
+        // none.
+        conn.prepare_cached("BEGIN")?.execute([])?;
         let result = f(Query(&conn));
+        conn.prepare_cached("COMMIT")?.execute([])?;
         let mut idle = self.idle.lock();
         if idle.len() < 16 {
             idle.push(conn);
@@ -101,10 +105,16 @@ impl Tree {
         };
         let sequencer = Sequencer::open(path, node, log, listener).await?;
         let key = format!("ino-{range}");
-        let start = sequencer
-            .query(|q| q.local(&key))?
-            .map_or(Ino::range_start(range), |n| n as u64);
-        sequencer.set_local(&key, (start + INO_BLOCK) as i64)?;
+        // The note of this node, and what the log says that it used: the data directory may be an older copy.
+        let start = sequencer.query(|q| {
+            let noted = q.local(&key)?.map_or(0, |n| n as u64);
+            let used = q.highest_ino(range)?.map_or(0, |ino| ino.0 + 1);
+            Ok(noted.max(used).max(Ino::range_start(range)))
+        })?;
+        if let Err(e) = set_aside(&sequencer, &key, start + INO_BLOCK) {
+            sequencer.close();
+            return Err(e);
+        }
         Ok(Tree {
             sequencer,
             readers: Readers {
@@ -116,7 +126,7 @@ impl Tree {
         })
     }
 
-    /// Asks the committed state. It holds everything that [`Tree::submit`] has returned for.
+    /// Asks the committed state, one snapshot of it for the whole of `f`. It holds everything that [`Tree::submit`] has returned for.
     pub fn read<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
         self.sequencer.settle()?;
         self.readers.with(f)
@@ -138,8 +148,7 @@ impl Tree {
         let mut block = self.ino_block.lock();
         if ino >= *block {
             let end = ino + INO_BLOCK;
-            self.sequencer
-                .set_local(&format!("ino-{}", Ino(ino).range()), end as i64)?;
+            set_aside(&self.sequencer, &format!("ino-{}", Ino(ino).range()), end)?;
             *block = end;
         }
         Ok(Ino(ino))
@@ -165,6 +174,20 @@ impl Tree {
     pub fn close(&self) {
         self.sequencer.close();
     }
+}
+
+impl Drop for Tree {
+    /// Its threads hold the sequencer; without this they would outlive the tree.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Notes that numbers below `end` may be in use. Synced, since a shared log would still know the inodes that a power
+/// loss made this node forget.
+fn set_aside(sequencer: &Sequencer, key: &str, end: u64) -> Result<()> {
+    sequencer.set_local(key, end as i64)?;
+    sequencer.sync_wal()
 }
 
 #[cfg(test)]

@@ -346,6 +346,17 @@ impl Query<'_> {
         Ok(stmt.query_row([key], |r| r.get(0)).optional()?)
     }
 
+    /// The highest inode number from the range of one node.
+    pub(super) fn highest_ino(&self, range: u32) -> Result<Option<Ino>> {
+        let mut stmt = self
+            .0
+            .prepare_cached("SELECT max(ino) FROM inodes WHERE ino>=?1 AND ino<?2")?;
+        let bounds = [Ino::range_start(range), Ino::range_start(range + 1)];
+        Ok(stmt
+            .query_row(bounds, |r| r.get::<_, Option<u64>>(0))?
+            .map(Ino))
+    }
+
     /// How many inodes there are, and how many bytes the contents that files have take.
     pub fn totals(&self) -> Result<Totals> {
         let mut stmt = self.0.prepare_cached(
@@ -375,18 +386,4 @@ pub struct Totals {
     pub stored_bytes: u64,
     /// Bytes of all files, as if nothing were shared.
     pub logical_bytes: u64,
-}
-
-trait BlobOrNull<'a> {
-    fn as_blob_or_null(&self) -> rusqlite::Result<Option<&'a [u8]>>;
-}
-
-impl<'a> BlobOrNull<'a> for rusqlite::types::ValueRef<'a> {
-    fn as_blob_or_null(&self) -> rusqlite::Result<Option<&'a [u8]>> {
-        match self {
-            rusqlite::types::ValueRef::Null => Ok(None),
-            rusqlite::types::ValueRef::Blob(b) => Ok(Some(b)),
-            _ => Err(rusqlite::Error::InvalidQuery),
-        }
-    }
 }

@@ -8,13 +8,13 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tracing::{error, info, warn};
 
 use super::apply::{Applied, Effect, apply};
@@ -24,6 +24,10 @@ use super::{Commitment, Listener, Origin, Result, schema};
 use crate::backend::{Append, BackendError, LogEntry, TreeLog};
 use crate::types::{NodeId, Seq};
 
+/// Batches that one submitter leads before it goes home with its own answer; the keeper leads on.
+const LEAD_MAX: usize = 8;
+/// How long a change that was only made visible stays uncommitted.
+const SETTLE: Duration = Duration::from_millis(30);
 /// Submissions in one batch at the most; keeps a log entry far below MongoDB's document bound of 16 MB.
 const BATCH_MAX: usize = 256;
 /// Bytes of encoded ops in one log entry at the most.
@@ -42,10 +46,13 @@ struct Submission {
     reply: oneshot::Sender<Result<Applied>>,
 }
 
-/// The writer's connection, and whether its transaction holds changes that were answered but not committed.
+/// The writer's connection and its transaction.
 struct Writer {
     conn: Connection,
+    /// Whether a transaction was begun.
     open: bool,
+    /// What the transaction holds that was answered already, for the case that it cannot be committed.
+    promised: Vec<Effect>,
     commits: u64,
 }
 
@@ -54,8 +61,13 @@ pub(super) struct Sequencer {
     node: NodeId,
     queue: Mutex<VecDeque<Submission>>,
     writer: Mutex<Writer>,
-    /// Mirrors `Writer::open`, so that readers need not take the writer's mutex to see that there is nothing to wait for.
+    /// Whether the transaction holds answered changes, so that readers need not take the writer's mutex to see that there
+    /// is nothing to wait for. Set before the answer.
     unsettled: AtomicBool,
+    /// Wakes the keeper: a leader went home and the queue is not empty.
+    relay: Notify,
+    /// Written under the queue's mutex: what is in the queue when this turns true is still answered, and nothing comes
+    /// after it.
     closed: AtomicBool,
     log: Option<Arc<dyn TreeLog>>,
     applied: AtomicU64,
@@ -87,9 +99,11 @@ impl Sequencer {
             writer: Mutex::new(Writer {
                 conn,
                 open: false,
+                promised: Vec::new(),
                 commits: 0,
             }),
             unsettled: AtomicBool::new(false),
+            relay: Notify::new(),
             closed: AtomicBool::new(false),
             log,
             applied: AtomicU64::new(applied.0),
@@ -104,20 +118,7 @@ impl Sequencer {
         spawn_thread("tree-checkpoint", move || checkpointer.checkpoint_loop())?;
         match this.log.clone() {
             None => {
-                // What was only made visible is committed within a few hundredths of a second at the latest.
-                let weak = Arc::downgrade(&this);
-                tokio::spawn(async move {
-                    while let Some(this) = weak.upgrade() {
-                        if this.closed.load(Ordering::Acquire) {
-                            break;
-                        }
-                        if let Err(e) = this.settle() {
-                            error!("namespace: {e}");
-                        }
-                        drop(this);
-                        tokio::time::sleep(Duration::from_millis(30)).await;
-                    }
-                });
+                tokio::spawn(keep(Arc::downgrade(&this)));
             }
             Some(log) => {
                 let handle = tokio::runtime::Handle::current();
@@ -126,21 +127,11 @@ impl Sequencer {
                 spawn_thread("tree-sequencer", move || {
                     leader.lead_log(&*its_log, &handle)
                 })?;
-                let weak = Arc::downgrade(&this);
-                tokio::spawn(async move {
-                    while let Some(this) = weak.upgrade() {
-                        if this.closed.load(Ordering::Acquire) {
-                            break;
-                        }
-                        let applied = Seq(this.applied.load(Ordering::Acquire));
-                        if let Err(e) = log.changed(applied).await {
-                            tracing::debug!("following the namespace log: {e}");
-                            tokio::time::sleep(Duration::from_millis(500)).await;
-                        }
-                        this.nudge();
-                    }
-                });
-                this.catch_up().await?;
+                tokio::spawn(watch(Arc::downgrade(&this), log));
+                if let Err(e) = this.catch_up().await {
+                    this.close();
+                    return Err(e);
+                }
             }
         }
         Ok(this)
@@ -153,15 +144,18 @@ impl Sequencer {
         ops: Vec<Op>,
     ) -> Result<Applied> {
         let (reply, answer) = oneshot::channel();
-        if self.closed.load(Ordering::Acquire) {
-            return Err(TreeError::Unavailable("shutting down".into()));
+        {
+            let mut queue = self.queue.lock();
+            if self.closed.load(Ordering::Acquire) {
+                return Err(TreeError::Unavailable("shutting down".into()));
+            }
+            queue.push_back(Submission {
+                ops,
+                origin,
+                commitment,
+                reply,
+            });
         }
-        self.queue.lock().push_back(Submission {
-            ops,
-            origin,
-            commitment,
-            reply,
-        });
         match self.log {
             None => self.lead_local(),
             Some(_) => self.nudge(),
@@ -181,27 +175,40 @@ impl Sequencer {
             return Ok(());
         }
         let result = self.commit(&mut self.writer.lock());
-        self.lead_local();
+        self.lead_on();
         result
     }
 
+    /// Asks the writer's own connection.
     pub(super) fn query<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
-        f(Query(&self.writer.lock().conn))
+        let result = f(Query(&self.writer.lock().conn));
+        self.lead_on();
+        result
     }
 
+    /// Keeps a value that belongs to this node alone. It survives the daemon being killed.
     pub(super) fn set_local(&self, key: &str, value: i64) -> Result<()> {
-        {
+        let result = {
             let mut writer = self.writer.lock();
-            self.begin(&mut writer)?;
-            writer
-                .conn
-                .execute("INSERT OR REPLACE INTO local VALUES(?1,?2)", (key, value))?;
-            self.commit(&mut writer)?;
-        }
-        if self.log.is_none() {
-            self.lead_local();
-        }
-        Ok(())
+            let result = self.begin(&mut writer).and_then(|()| {
+                writer
+                    .conn
+                    .prepare_cached("INSERT OR REPLACE INTO local VALUES(?1,?2)")?
+                    .execute((key, value))?;
+                self.commit(&mut writer)
+            });
+            if result.is_err() && writer.open {
+                if writer.conn.is_autocommit() || writer.promised.is_empty() {
+                    self.rollback(&mut writer);
+                } else {
+                    // Others were answered for this transaction, and it still stands.
+                    self.unsettled.store(true, Ordering::Release);
+                }
+            }
+            result
+        };
+        self.lead_on();
+        result
     }
 
     pub(super) fn sync_wal(&self) -> Result<()> {
@@ -234,11 +241,21 @@ impl Sequencer {
     }
 
     pub(super) fn close(&self) {
-        if let Err(e) = self.settle() {
-            error!("namespace: {e}");
+        {
+            let _queue = self.queue.lock();
+            self.closed.store(true, Ordering::Release);
         }
-        self.closed.store(true, Ordering::Release);
         self.nudge();
+        if self.log.is_none() {
+            // From here on every batch is committed before it is answered, so this commit leaves nothing behind.
+            if let Err(e) = self.commit(&mut self.writer.lock()) {
+                error!("namespace: {e}");
+            }
+            while !self.queue.lock().is_empty() {
+                self.lead_local();
+                std::thread::yield_now();
+            }
+        }
         *self.checkpoint_due.lock() = true;
         self.checkpoint.notify_all();
     }
@@ -250,21 +267,33 @@ impl Sequencer {
 
     // ---- without a log -------------------------------------------------------------------------------------------
 
-    /// Leads until the queue is empty, if nobody else does.
+    /// Whoever has held the writer calls this after letting go, so that a submission that found it taken is never left
+    /// behind.
+    fn lead_on(&self) {
+        if self.log.is_none() {
+            self.lead_local();
+        }
+    }
+
+    /// Leads until the queue is empty, if nobody else does, and for [`LEAD_MAX`] batches at the most: a submitter that
+    /// led for as long as others submit would never see its own answer.
     fn lead_local(&self) {
-        // Whoever holds the writer looks at the queue again after letting go, so a submission that finds it taken is
-        // never left behind.
-        while !self.queue.lock().is_empty() {
+        for _ in 0..LEAD_MAX {
+            if self.queue.lock().is_empty() {
+                return;
+            }
+            // Taken: its holder looks at the queue after letting go.
             let Some(mut writer) = self.writer.try_lock() else {
                 return;
             };
-            loop {
-                let batch = self.next_batch();
-                if batch.is_empty() {
-                    break;
-                }
-                self.run_local(&mut writer, batch);
-            }
+            let batch = self.next_batch();
+            self.run_local(&mut writer, batch);
+            // Readers and the keeper wait for this mutex to commit what is only visible; under load an unfair unlock
+            // would let the next batch overtake them again and again.
+            MutexGuard::unlock_fair(writer);
+        }
+        if !self.queue.lock().is_empty() {
+            self.relay.notify_one();
         }
     }
 
@@ -275,17 +304,30 @@ impl Sequencer {
     }
 
     fn run_local(&self, writer: &mut Writer, batch: Vec<Submission>) {
-        let visible_only = batch.iter().all(|s| s.commitment == Commitment::Visible);
-        let mut results = match self.begin(writer) {
-            Ok(()) => apply_all(&writer.conn, &batch),
-            Err(e) => batch.iter().map(|_| Err(e.clone())).collect(),
-        };
-        if visible_only {
-            self.unsettled.store(true, Ordering::Release);
-        } else if let Err(e) = self.commit(writer) {
-            for result in &mut results {
-                *result = Err(e.clone());
+        let visible_only = !self.closed.load(Ordering::Acquire)
+            && batch.iter().all(|s| s.commitment == Commitment::Visible);
+        let done = self.begin(writer).and_then(|()| {
+            let results = apply_all(&writer.conn, &batch)?;
+            if !visible_only {
+                self.commit(writer)?;
             }
+            Ok(results)
+        });
+        let results = match done {
+            Ok(results) => results,
+            Err(e) => {
+                if writer.open {
+                    self.rollback(writer);
+                }
+                batch.iter().map(|_| Err(e.clone())).collect()
+            }
+        };
+        if visible_only && writer.open {
+            let accepted = results.iter().flatten();
+            writer
+                .promised
+                .extend(accepted.flat_map(|a| a.effects.clone()));
+            self.unsettled.store(true, Ordering::Release);
         }
         self.answer(batch, results);
     }
@@ -311,8 +353,10 @@ impl Sequencer {
                 }
                 *hint = false;
             }
+            // In this order: nothing is queued once `closed` is set, so an empty queue after it stays empty.
+            let closed = self.closed.load(Ordering::Acquire);
             let batch = self.next_batch();
-            if self.closed.load(Ordering::Acquire) && batch.is_empty() {
+            if closed && batch.is_empty() {
                 return;
             }
             if batch.is_empty() {
@@ -335,7 +379,11 @@ impl Sequencer {
         let deadline = Instant::now() + LOG_DEADLINE;
         let mut pause = Duration::from_millis(50);
         while !batch.is_empty() {
-            match self.try_logged(log, runtime, &mut batch, deadline) {
+            let attempt = self.try_logged(log, runtime, &mut batch, deadline);
+            if attempt.is_err() {
+                self.abandon();
+            }
+            match attempt {
                 Ok(()) => {}
                 Err(TreeError::Unavailable(e)) if Instant::now() < deadline => {
                     warn!("namespace log: {e}; trying again");
@@ -360,7 +408,7 @@ impl Sequencer {
     ) -> Result<()> {
         let mut writer = self.writer.lock();
         self.begin(&mut writer)?;
-        let results = apply_all(&writer.conn, batch);
+        let results = apply_all(&writer.conn, batch)?;
         let accepted: Vec<&Op> = batch
             .iter()
             .zip(&results)
@@ -372,9 +420,8 @@ impl Sequencer {
             // Refused by a state that may be behind: let the refusal stand only against the log's head.
             let before = self.applied.load(Ordering::Acquire);
             drop(writer);
-            let behind =
-                self.follow(log, runtime).is_ok() && self.applied.load(Ordering::Acquire) != before;
-            if !behind {
+            self.follow(log, runtime)?;
+            if self.applied.load(Ordering::Acquire) == before {
                 self.answer(std::mem::take(batch), results);
             }
             return Ok(());
@@ -408,11 +455,18 @@ impl Sequencer {
         };
         match outcome {
             Ok(Append::Appended) => {
-                self.set_applied(&mut writer, seq)?;
-                self.commit(&mut writer)?;
+                let here = self
+                    .set_applied(&mut writer, seq)
+                    .and_then(|()| self.commit(&mut writer));
                 drop(writer);
-                self.publish_applied(seq);
+                if let Err(e) = here {
+                    // It has happened, for every node: an error would be a lie as long as this replica can still follow.
+                    warn!("namespace log entry {seq} is appended but not applied here yet: {e}");
+                    self.abandon();
+                    self.apply_own(&entry, deadline)?;
+                }
                 self.answer(std::mem::take(batch), results);
+                self.publish_applied(seq);
                 Ok(())
             }
             Ok(Append::Conflict) => {
@@ -452,6 +506,37 @@ impl Sequencer {
     }
 
     fn apply_entry(&self, entry: &LogEntry) -> Result<()> {
+        match self.commit_entry(entry) {
+            Ok(effects) => {
+                // Before the position is published: who has caught up with the log finds the kernel's caches told.
+                (self.listener)(Origin::Remote, &effects);
+                self.publish_applied(entry.seq);
+                Ok(())
+            }
+            Err(e) => {
+                self.abandon();
+                Err(e)
+            }
+        }
+    }
+
+    /// Applies the entry that this node just appended, after its own transaction failed.
+    fn apply_own(&self, entry: &LogEntry, deadline: Instant) -> Result<()> {
+        loop {
+            match self.commit_entry(entry) {
+                Ok(_) => return Ok(()),
+                Err(e) => {
+                    self.abandon();
+                    if Instant::now() >= deadline || self.closed.load(Ordering::Acquire) {
+                        return Err(e);
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            }
+        }
+    }
+
+    fn commit_entry(&self, entry: &LogEntry) -> Result<Vec<Effect>> {
         let ops = decode(&entry.payload)?;
         let mut effects: Vec<Effect> = Vec::new();
         let mut writer = self.writer.lock();
@@ -459,10 +544,11 @@ impl Sequencer {
         for op in &ops {
             match apply(&writer.conn, op) {
                 Ok(applied) => effects.extend(applied.effects),
+                // The disk, not the op.
+                Err(e) if writer.conn.is_autocommit() => return Err(e),
                 Err(e) => {
                     // It was accepted against this very state elsewhere, so this replica differs: going on would make
                     // it differ more.
-                    self.rollback(&mut writer);
                     error!(
                         "log entry {} by {} does not apply here ({e}): this replica has diverged",
                         entry.seq, entry.node
@@ -476,10 +562,15 @@ impl Sequencer {
         }
         self.set_applied(&mut writer, entry.seq)?;
         self.commit(&mut writer)?;
-        drop(writer);
-        self.publish_applied(entry.seq);
-        (self.listener)(Origin::Remote, &effects);
-        Ok(())
+        Ok(effects)
+    }
+
+    /// Undoes what a failed attempt left in the writer's transaction. With a log nothing in it was ever answered.
+    fn abandon(&self) {
+        let mut writer = self.writer.lock();
+        if writer.open {
+            self.rollback(&mut writer);
+        }
     }
 
     fn set_applied(&self, writer: &mut Writer, seq: Seq) -> Result<()> {
@@ -518,6 +609,7 @@ impl Sequencer {
             return Err(e.into());
         }
         writer.open = false;
+        writer.promised.clear();
         self.unsettled.store(false, Ordering::Release);
         writer.commits += 1;
         if writer.commits.is_multiple_of(64) {
@@ -533,6 +625,22 @@ impl Sequencer {
         }
         writer.open = false;
         self.unsettled.store(false, Ordering::Release);
+        let lost = std::mem::take(&mut writer.promised);
+        if lost.is_empty() {
+            return;
+        }
+        // The submitters were told, and the kernel with them; it must at least forget what it was told.
+        error!("namespace: changes that were visible could not be committed and are undone");
+        let stale: Vec<Effect> = lost
+            .into_iter()
+            .filter(|e| {
+                matches!(
+                    e,
+                    Effect::Entry { .. } | Effect::Attributes(_) | Effect::Content(_)
+                )
+            })
+            .collect();
+        (self.listener)(Origin::Node, &stale);
     }
 
     fn wal_bytes(&self) -> u64 {
@@ -594,9 +702,54 @@ fn spawn_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
         .map_err(|e| TreeError::Unavailable(format!("cannot start a thread: {e}")))
 }
 
-/// Applies each submission inside a savepoint of its own; a refused one leaves nothing.
-fn apply_all(conn: &Connection, batch: &[Submission]) -> Vec<Result<Applied>> {
-    batch.iter().map(|s| apply_one(conn, &s.ops)).collect()
+/// Commits what is only visible within [`SETTLE`], and leads where leaders went home, until the tree is closed.
+async fn keep(sequencer: Weak<Sequencer>) {
+    while let Some(this) = sequencer.upgrade() {
+        if this.closed.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(e) = this.settle() {
+            error!("namespace: {e}");
+        }
+        this.lead_local();
+        let _ = tokio::time::timeout(SETTLE, this.relay.notified()).await;
+    }
+}
+
+/// Wakes the leader when the log grows, until the tree is closed.
+async fn watch(sequencer: Weak<Sequencer>, log: Arc<dyn TreeLog>) {
+    while let Some(this) = sequencer.upgrade() {
+        if this.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut progress = this.progress.subscribe();
+        let applied = Seq(this.applied.load(Ordering::Acquire));
+        if let Err(e) = log.changed(applied).await {
+            tracing::debug!("following the namespace log: {e}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        progress.mark_unchanged();
+        this.nudge();
+        // Until the leader has looked, the log would only say the same again.
+        let _ = tokio::time::timeout(Duration::from_millis(200), progress.changed()).await;
+    }
+}
+
+/// Applies each submission inside a savepoint of its own; a refused one leaves nothing. An error means that SQLite has
+/// rolled back the whole transaction, as it does when the disk is full: nothing of the batch, or of what the transaction
+/// held before, is left, and going on would apply the rest outside of any transaction.
+fn apply_all(conn: &Connection, batch: &[Submission]) -> Result<Vec<Result<Applied>>> {
+    let mut results = Vec::with_capacity(batch.len());
+    for submission in batch {
+        let result = apply_one(conn, &submission.ops);
+        if conn.is_autocommit() {
+            return Err(result
+                .err()
+                .unwrap_or_else(|| TreeError::Database("the transaction ended by itself".into())));
+        }
+        results.push(result);
+    }
+    Ok(results)
 }
 
 fn apply_one(conn: &Connection, ops: &[Op]) -> Result<Applied> {
@@ -608,6 +761,7 @@ fn apply_one(conn: &Connection, ops: &[Op]) -> Result<Applied> {
                 all.inode = applied.inode.or(all.inode);
                 all.effects.extend(applied.effects);
             }
+            Err(e) if conn.is_autocommit() => return Err(e),
             Err(e) => {
                 conn.prepare_cached("ROLLBACK TO one")?.execute([])?;
                 conn.prepare_cached("RELEASE one")?.execute([])?;

@@ -1,0 +1,70 @@
+//! Content in GridFS bucket `fs`: the file name is the hash, the unique index on it decides who stored it.
+//!
+//! A blob id is the GridFS id of one upload attempt in hexadecimal, never the hash: removing by id can then never meet
+//! what another node stored later under the same hash.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mongodb::bson::oid::ObjectId;
+
+use super::gridfs::{Bucket, Upload, Uploaded};
+use crate::backend::{BackendError, BlobReader, BlobStore, Gate, Put, Result};
+use crate::types::{BlobId, ContentHash};
+
+/// The cluster's content.
+pub(super) struct GridFsBlobs(pub(super) Bucket);
+
+fn parse(blob: &BlobId) -> Result<ObjectId> {
+    ObjectId::parse_str(&blob.0).map_err(|_| BackendError::NotFound)
+}
+
+#[async_trait]
+impl BlobStore for GridFsBlobs {
+    async fn put(
+        &self,
+        hash: &ContentHash,
+        size: u64,
+        source: &Path,
+        gate: Gate<'_>,
+    ) -> Result<Put> {
+        let filename = hash.to_string();
+        // Only saves the upload; the index decides.
+        if let Some(id) = self.0.find(&filename).await? {
+            return Ok(Put::Duplicate(BlobId(id.to_hex())));
+        }
+        let upload = Upload {
+            filename,
+            source,
+            expect: Some((hash, size)),
+            metadata: None,
+        };
+        Ok(match self.0.upload(upload, gate).await? {
+            Uploaded::New(id) => Put::Stored(BlobId(id.to_hex())),
+            Uploaded::Existing(id) => Put::Duplicate(BlobId(id.to_hex())),
+        })
+    }
+
+    async fn get(&self, blob: &BlobId) -> Result<BlobReader> {
+        self.0.open(parse(blob)?).await
+    }
+
+    async fn exists(&self, blob: &BlobId) -> Result<bool> {
+        match parse(blob) {
+            Ok(id) => self.0.exists(id).await,
+            Err(_) => Ok(false),
+        }
+    }
+
+    async fn delete(&self, blob: &BlobId) -> Result<()> {
+        match parse(blob) {
+            Ok(id) => self.0.delete(id).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn sweep(&self, grace: Duration) -> Result<u64> {
+        self.0.sweep(grace).await
+    }
+}

@@ -1,0 +1,4 @@
+//! What several test binaries share. Each includes all of it and uses a part.
+#![allow(dead_code)]
+
+pub mod servers;
