@@ -51,7 +51,9 @@ impl Invalidations {
             };
             pending.changes.insert(change);
         }
-        wake.notify_one();
+        if !pending.changes.is_empty() {
+            wake.notify_one();
+        }
     }
 
     /// Tells the kernel until [`Invalidations::close`].

@@ -36,7 +36,7 @@ impl Ingest {
         let before = Time(Time::now().0 - grace.as_nanos().min(i64::MAX as u128) as i64);
         let mut removed = 0;
         loop {
-            let found = self.tree.read(|q| q.unreferenced(before, 256))?;
+            let found = self.tree.scan(|q| q.unreferenced(before, 256))?;
             let mut progress = false;
             for content in &found {
                 if *self.stop.borrow() {

@@ -45,7 +45,7 @@ impl Ingest {
         for found in newest.values() {
             self.recover_one(found, same_boot, &mut done).await?;
         }
-        for inode in self.tree.read(|q| q.pending_at(&self.node))? {
+        for inode in self.tree.scan(|q| q.pending_at(&self.node))? {
             if !newest.contains_key(&inode.ino) {
                 done.lost += 1;
                 error!(

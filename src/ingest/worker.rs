@@ -25,6 +25,9 @@ use crate::types::{BlobId, ContentHash, Status, Time};
 const BATCH_FILES: usize = 64;
 /// How many bytes they have together at the most.
 const BATCH_BYTES: u64 = 8 << 20;
+/// How long a worker lets small files gather before it takes what there is. Where there are many, a sync for each would
+/// cost the writers their disk.
+const GATHER: Duration = Duration::from_millis(15);
 /// Up to this size a file is hashed on the spot; a larger one where it may block.
 const HASH_INLINE_BYTES: u64 = 256 << 10;
 
@@ -78,7 +81,8 @@ impl Ingest {
                 Err(_) if !batch.is_empty() => return batch,
                 Err(_) => match jobs.recv().await {
                     Some(job) => {
-                        // Back through the loop, to gather what came with it.
+                        // Back through the loop, to take along what comes meanwhile.
+                        tokio::time::sleep(GATHER).await;
                         self.push(job);
                     }
                     None => std::future::pending().await,

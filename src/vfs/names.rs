@@ -165,7 +165,7 @@ impl Vfs {
 
     /// Entries of a directory after position `after`, at most `limit`, with their attributes.
     pub fn list(&self, dir: Ino, after: u64, limit: usize) -> Result<Vec<Listed>> {
-        let found = self.tree.read(|q| {
+        let found = self.tree.scan(|q| {
             let mut found = Vec::new();
             for dentry in q.readdir(dir, after, limit)? {
                 found.push((q.inode(dentry.ino)?, dentry));

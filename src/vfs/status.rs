@@ -87,7 +87,7 @@ impl Vfs {
 
     /// A page of the stored contents that files have, in the order of their hashes.
     pub fn contents(&self, after: Option<&ContentHash>, limit: usize) -> Result<Vec<FileRecord>> {
-        let contents = self.tree.read(|q| q.contents(after, limit))?;
+        let contents = self.tree.scan(|q| q.contents(after, limit))?;
         Ok(contents.into_iter().map(record_of).collect())
     }
 
@@ -99,7 +99,7 @@ impl Vfs {
 
     /// The paths of the files with this content, below the root, at most `limit` files.
     pub fn paths_of(&self, hash: &ContentHash, limit: usize) -> Result<Vec<String>> {
-        Ok(self.tree.read(|q| {
+        Ok(self.tree.scan(|q| {
             let mut paths = Vec::new();
             for ino in q.files_of(hash, limit)? {
                 for path in q.paths_of(ino, limit)? {
@@ -114,7 +114,7 @@ impl Vfs {
     pub async fn delete_content(&self, hash: &ContentHash) -> Result<usize> {
         let mut removed = 0;
         loop {
-            let names = self.tree.read(|q| {
+            let names = self.tree.scan(|q| {
                 let mut names = Vec::new();
                 for ino in q.files_of(hash, 256)? {
                     names.extend(q.names_of(ino, 256)?);
@@ -153,7 +153,7 @@ impl Vfs {
             waiting,
             open_inodes,
             open_handles,
-            totals: self.tree.read(|q| q.totals())?,
+            totals: self.tree.scan(|q| q.totals())?,
         })
     }
 

@@ -1,0 +1,167 @@
+//! The web side: a small HTTP/1.1 service beside the mount, for uploads, downloads and status.
+//!
+//! It promises: every request passes one default-deny layer (`access`) before any handler; every refusal is
+//! `{"error": "..."}` with a fitting status (`errors` is the one table); uploads and downloads of any size run in flat
+//! memory; no connection is held for ever by a peer that says nothing or reads nothing (`server`); an upload that
+//! breaks off leaves nothing behind. It speaks to [`crate::vfs`] and knows neither the kernel's side nor how content is
+//! stored. No other room names an axum type.
+//!
+//! | route | open to |
+//! |---|---|
+//! | `GET /health` | anyone who can connect |
+//! | `GET /status/{hash}`, `GET /files`, `GET /download/{hash}`, `POST /upload` | this machine; beyond loopback the token |
+//! | `DELETE /delete/{hash}` | the token (`X-Host-Token`) |
+//!
+//! The same routes are served on a socket in the data directory, for the command line ([`client`]). That directory is
+//! 0700, so whoever can connect there counts as authorised.
+
+mod access;
+pub mod client;
+mod delete;
+mod download;
+mod errors;
+mod header;
+mod local;
+mod range;
+mod request;
+mod server;
+mod sink;
+mod status;
+mod token;
+mod upload;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::{io, time::Duration};
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{delete, get, post};
+use tokio_util::task::TaskTracker;
+
+pub use server::Running;
+pub use token::{Token, load_token};
+
+use crate::backend::Backends;
+use crate::content::Sealed;
+use crate::ingest::Ingest;
+use crate::types::{NodeId, Time};
+use crate::vfs::{Caller, Vfs};
+
+/// What the sidecar needs from the node.
+pub struct Context {
+    /// The mounted tree.
+    pub vfs: Arc<Vfs>,
+    /// The way into the store.
+    pub ingest: Arc<Ingest>,
+    /// The content on this disk.
+    pub sealed: Arc<Sealed>,
+    /// The store, and who is there.
+    pub backends: Backends,
+    /// This node.
+    pub node: NodeId,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// How many workers store content.
+    pub workers: usize,
+    /// When this node started.
+    pub started_at: Time,
+    /// What `DELETE` asks for.
+    pub token: Token,
+    /// Who owns uploaded files.
+    pub owner: Caller,
+}
+
+/// The bounds of the service. All but tests use the default ones.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// From the first look for a request to the end of its header. Also how long an idle connection is kept.
+    header_read: Duration,
+    /// How long a body may bring no byte.
+    body_idle: Duration,
+    /// How long a peer may take no byte of a response.
+    write_idle: Duration,
+    /// Connections at a time over TCP; further ones wait to be accepted.
+    connections: usize,
+    /// The same on the control socket, apart, so that the command line gets through when TCP is full.
+    control_connections: usize,
+    /// The largest upload, in bytes.
+    upload_bytes: u64,
+    /// How long requests under way may take to end when the node stops.
+    stop: Duration,
+}
+
+/// The largest upload: 1 TiB.
+const UPLOAD_BYTES_MAX: u64 = 1 << 40;
+/// What a multipart body may hold beside the file itself.
+const MULTIPART_EXTRA_BYTES: u64 = 1 << 20;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            header_read: Duration::from_secs(10),
+            body_idle: Duration::from_secs(60),
+            write_idle: Duration::from_secs(60),
+            connections: 256,
+            control_connections: 32,
+            upload_bytes: UPLOAD_BYTES_MAX,
+            stop: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What every handler has.
+struct App {
+    ctx: Context,
+    limits: Limits,
+    /// Connections, and work that must not be cut off when its client goes away.
+    tasks: TaskTracker,
+}
+
+type Shared = Arc<App>;
+
+/// Serves on `tcp`, if given, and on the socket `control`, which replaces one that a killed daemon left.
+///
+/// Errors are sentences that say what to do.
+pub async fn start(ctx: Context, tcp: Option<SocketAddr>, control: &Path) -> io::Result<Running> {
+    start_with(ctx, tcp, control, Limits::default()).await
+}
+
+async fn start_with(
+    ctx: Context,
+    tcp: Option<SocketAddr>,
+    control: &Path,
+    limits: Limits,
+) -> io::Result<Running> {
+    let app = Arc::new(App {
+        ctx,
+        limits,
+        tasks: TaskTracker::new(),
+    });
+    Running::start(&app, router(&app), tcp, control).await
+}
+
+/// The handlers. Which of them is open to whom is said in `access::ROUTES` alone: a route missing there is refused.
+fn router(app: &Shared) -> Router {
+    let body_max = app
+        .limits
+        .upload_bytes
+        .saturating_add(MULTIPART_EXTRA_BYTES);
+    let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
+    let routes = Router::new()
+        .route(access::HEALTH, get(status::health))
+        .route(access::STATUS, get(status::status))
+        .route(access::FILES, get(status::files))
+        .route(access::DOWNLOAD, get(download::download))
+        .route(
+            access::UPLOAD,
+            post(upload::upload).layer(DefaultBodyLimit::max(body_max)),
+        )
+        .route(access::DELETE, delete(delete::delete))
+        .with_state(app.clone());
+    access::protect(routes, app.clone())
+}
+
+#[cfg(test)]
+mod tests;
