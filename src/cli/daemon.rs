@@ -49,7 +49,7 @@ pub(super) fn mount(args: MountArgs) -> Result {
 
 fn serve(config: Config, background: bool) -> Result {
     let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,fuser=warn"));
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,fuser=error"));
     if background {
         rustix::process::setsid()?;
         std::env::set_current_dir("/")?;
