@@ -55,8 +55,10 @@ start() {
     need curl:curl python3:python3
     need_etcd
     need_mongod
-    mkdir -p -m 700 "$dir"
+    mkdir -p "$dir"
+    chmod 700 "$dir" 2>/dev/null || true
     [ -O "$dir" ] || die "$dir belongs to somebody else; name another directory"
+    chmod 700 "$dir"
     launch etcd etcd --data-dir "$dir/etcd" \
         --listen-client-urls "$etcd" --advertise-client-urls "$etcd" \
         --listen-peer-urls "$etcd_peer" --initial-advertise-peer-urls "$etcd_peer" \
