@@ -152,4 +152,5 @@ def main():
     bench.report(bench.run())
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -52,7 +52,7 @@ refresh_apt() {
 
 # What building and mounting need. protoc is for the build of the etcd client.
 need_build_tools() {
-    need g++:build-essential make:build-essential pkg-config:pkg-config protoc:protobuf-compiler \
+    need g++:build-essential pkg-config:pkg-config protoc:protobuf-compiler \
         fusermount3:fuse3 curl:curl
     # Named by no command: without it neither cargo nor curl believes any server.
     [ -e /etc/ssl/certs/ca-certificates.crt ] || ! has apt-get || { refresh_apt && apt_install ca-certificates; }

@@ -101,4 +101,5 @@ def main():
     sys.exit(f"mongod at {sys.argv[1]} did not become primary: {why}")
 
 
-main()
+if __name__ == "__main__":
+    main()
