@@ -25,7 +25,8 @@ esac
 
 mounted() { findmnt -rn -t fuse.oncefs --mountpoint "$mountpoint" >/dev/null; }
 
-if mounted && stat "$mountpoint" >/dev/null 2>&1; then
+# Not plain stat: the kernel remembers that of a dead mount for a while.
+if mounted && stat -f "$mountpoint" >/dev/null 2>&1; then
     say "oncefs is mounted at $mountpoint already; \`oncefs umount $mountpoint\` ends it"
     exit
 fi
