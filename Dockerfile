@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
 FROM rust:1-bookworm AS build
-# protoc is for the build of the etcd client.
+# protoc and the files that it includes are for the build of the etcd client.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends protobuf-compiler \
+    && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./

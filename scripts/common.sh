@@ -30,12 +30,16 @@ apt_install() {
         apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 }
 
-# need COMMAND:PACKAGE... installs the packages of the commands that are missing.
+# need COMMAND:PACKAGE... installs the packages of the commands that are missing. A path stands for that file; where it
+# belongs is only known of Debian.
 need() {
     local pair missing=()
     for pair in "$@"; do
+        case $pair in
+        /*) [ -e "${pair%%:*}" ] || ! has apt-get || missing+=("${pair#*:}") ;;
         # /usr/sbin is not in every user's PATH.
-        PATH="$PATH:/usr/sbin:/sbin" has "${pair%%:*}" || missing+=("${pair#*:}")
+        *) PATH="$PATH:/usr/sbin:/sbin" has "${pair%%:*}" || missing+=("${pair#*:}") ;;
+        esac
     done
     [ ${#missing[@]} = 0 ] && return
     has apt-get || die "this is no Debian or Ubuntu: install what these packages hold, then run this again: ${missing[*]}"
@@ -50,12 +54,12 @@ refresh_apt() {
     apt_is_fresh=1
 }
 
-# What building and mounting need. protoc is for the build of the etcd client.
+# What building and mounting need. protoc and the files that it includes are for the build of the etcd client; without
+# certificates neither cargo nor curl believes any server.
 need_build_tools() {
-    need g++:build-essential pkg-config:pkg-config protoc:protobuf-compiler \
-        fusermount3:fuse3 curl:curl
-    # Named by no command: without it neither cargo nor curl believes any server.
-    [ -e /etc/ssl/certs/ca-certificates.crt ] || ! has apt-get || { refresh_apt && apt_install ca-certificates; }
+    need g++:build-essential pkg-config:pkg-config fusermount3:fuse3 curl:curl \
+        protoc:protobuf-compiler /usr/include/google/protobuf/descriptor.proto:libprotobuf-dev \
+        /etc/ssl/certs/ca-certificates.crt:ca-certificates
     need_rust
 }
 
