@@ -130,15 +130,16 @@ class Bench:
         if not self.cold:
             print("not root: the caches were not dropped, so `first read` is warm, and writes went through the daemon")
         print()
-        print(f"{'':12}{'':9}{'native':>9}" + "".join(f"{name:>17}" for name in others) + f"{'goal':>8}")
+        print(f"{'':12}{'':9}{'native':>9}" + "".join(f"{name:>17}" for name in others) + (f"{'goal':>8}" if self.cold else ""))
         for what, speeds in results.items():
             median = {name: statistics.median(speeds[name]) for name in names}
             unit = "MiB/s" if what in ("write", "first read", "second read") else "files/s"
             line = f"{what:12}{unit:9}{median['native']:9.0f}"
             for name in others:
                 line += f"{median[name]:9.0f} ({median[name] / median['native']:.2f})".rjust(17)
-            goal = GOALS.get(what)
-            print(line + (f"{goal:8.2f}" if goal else f"{'-':>8}"))
+            if self.cold:
+                line += f"{GOALS[what]:8.2f}" if what in GOALS else f"{'-':>8}"
+            print(line)
 
 
 def main():

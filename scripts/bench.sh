@@ -64,7 +64,7 @@ if has gocryptfs; then
 fi
 if has bindfs; then
     mkdir "$base/bindfs.source" "$base/bindfs"
-    bindfs "$base/bindfs.source" "$base/bindfs" && targets+=("bindfs=$base/bindfs")
+    bindfs --no-allow-other "$base/bindfs.source" "$base/bindfs" && targets+=("bindfs=$base/bindfs")
 fi
 
 printf '%s, %s on %s, %s, %s cores, %s\n' "$("$oncefs" --version)" \
