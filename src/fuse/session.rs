@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use tracing::{debug, warn};
 
@@ -180,8 +181,9 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 /// Takes away what a killed daemon left mounted at `mountpoint`. True when there was something.
 pub fn clear_stale(mountpoint: &Path) -> io::Result<bool> {
-    match fs::metadata(mountpoint) {
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) && is_mounted(mountpoint)? => {
+    // Always asks the daemon, unlike stat(2), which the kernel answers from memory long after the daemon's death.
+    match rustix::fs::statvfs(mountpoint) {
+        Err(Errno::NOTCONN) if is_mounted(mountpoint)? => {
             detach(mountpoint)?;
             Ok(true)
         }
@@ -201,7 +203,7 @@ fn detach(mountpoint: &Path) -> io::Result<()> {
 fn unmount_with(mountpoint: &Path, flags: UnmountFlags, option: &str) -> io::Result<()> {
     match rustix::mount::unmount(mountpoint.as_os_str().as_bytes(), flags) {
         Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::PERM) => {}
+        Err(Errno::PERM) => {}
         Err(e) => return Err(e.into()),
     }
     let output = Command::new("fusermount3")
