@@ -134,12 +134,16 @@ fn reply_xattr(reply: ReplyXattr, size: u32, what: &str, result: Result<Vec<u8>>
     }
 }
 
-fn open_flags(opened: &Opened) -> FopenFlags {
+fn open_flags(opened: &Opened, access: Access) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
     if opened.keep_cache && opened.backing.is_none() {
-        FopenFlags::FOPEN_KEEP_CACHE
-    } else {
-        FopenFlags::empty()
+        flags |= FopenFlags::FOPEN_KEEP_CACHE;
     }
+    // Closing what cannot have written tells nobody anything.
+    if !access.write {
+        flags |= FopenFlags::FOPEN_NOFLUSH;
+    }
+    flags
 }
 
 fn backing_id(backing: &Option<Backing>) -> Option<&BackingId> {
@@ -359,10 +363,12 @@ impl Filesystem for Adapter {
         let vfs = self.vfs.clone();
         self.run(async move {
             let register = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
-            let opened = vfs.open(ino(n), access(flags), &register).await;
+            let access = access(flags);
+            let opened = vfs.open(ino(n), access, &register).await;
             match opened {
                 Ok(opened) => {
-                    let (fh, flags) = (FileHandle(opened.fh), open_flags(&opened));
+                    let flags = open_flags(&opened, access);
+                    let fh = FileHandle(opened.fh);
                     match backing_id(&opened.backing) {
                         Some(id) => reply.opened_passthrough(fh, flags, id),
                         None => reply.opened(fh, flags),
@@ -386,13 +392,14 @@ impl Filesystem for Adapter {
         let (vfs, caller, name) = (self.vfs.clone(), caller(req), name.as_bytes().to_vec());
         self.run(async move {
             let register = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
+            let access = access(OpenFlags(flags));
             let created = vfs
                 .create(
                     caller,
                     ino(parent),
                     &name,
                     mode,
-                    access(OpenFlags(flags)),
+                    access,
                     flags & libc::O_EXCL != 0,
                     &register,
                 )
@@ -400,7 +407,8 @@ impl Filesystem for Adapter {
             match created {
                 Ok((attr, opened)) => {
                     let attr = file_attr(&attr);
-                    let (fh, flags) = (FileHandle(opened.fh), open_flags(&opened));
+                    let flags = open_flags(&opened, access);
+                    let fh = FileHandle(opened.fh);
                     match backing_id(&opened.backing) {
                         Some(id) => {
                             reply.created_passthrough(&TTL, &attr, Generation(0), fh, flags, id)
