@@ -56,7 +56,6 @@ start() {
     need_etcd
     need_mongod
     mkdir -p "$dir"
-    chmod 700 "$dir" 2>/dev/null || true
     [ -O "$dir" ] || die "$dir belongs to somebody else; name another directory"
     chmod 700 "$dir"
     launch etcd etcd --data-dir "$dir/etcd" \
