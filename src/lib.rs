@@ -37,7 +37,10 @@
 //!
 //! Start reading at [`node::run`], then [`vfs::files`] and `ingest/worker.rs`.
 
-#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![cfg_attr(
+    not(test),
+    warn(clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 pub mod backend;
 pub mod cli;

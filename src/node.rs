@@ -111,6 +111,7 @@ pub async fn run(
     let node = node_id(&data)?;
     let same_boot = note_boot(&data)?;
     let backends = backend::open(&config, &node).await?;
+    claim(&data, &backends.tree)?;
     if !same_boot && !backends.content_dir_is_store {
         // A cache file that was never synced may be torn after power loss, and everything in it can be fetched again.
         empty(&data.content())?;
@@ -312,6 +313,31 @@ fn node_id(data: &DataDir) -> io::Result<NodeId> {
     let name = format!("{host}-{}", hex::encode(rand::random::<[u8; 4]>()));
     disk::write_private(&data.node(), name.as_bytes())?;
     Ok(NodeId(name))
+}
+
+/// Binds the data directory to the tree that it is used for first. In another tree its content would pass for a cache
+/// that may be emptied, and its names would be nobody's.
+fn claim(data: &DataDir, tree: &str) -> Result<(), NodeError> {
+    let path = data.root().join("belongs-to");
+    match disk::read_text(&path)?.filter(|t| !t.is_empty()) {
+        None => Ok(disk::write_private(&path, tree.as_bytes())?),
+        Some(owner) if owner == tree => Ok(()),
+        Some(owner) => Err(NodeError::DataDir(
+            data.root().display().to_string(),
+            format!(
+                "holds the local part of another tree ({}); this mount is {}. Name another directory with --data-dir",
+                described(&owner),
+                described(tree)
+            ),
+        )),
+    }
+}
+
+fn described(tree: &str) -> String {
+    match tree.strip_prefix("cluster ") {
+        Some(id) => format!("cluster tree {id}"),
+        None => "embedded on this machine alone".into(),
+    }
 }
 
 /// Notes in the data directory which start of the machine this is; true when it is the same as last time.

@@ -36,6 +36,7 @@ pub fn open(config: &Config) -> Result<Backends> {
     let data = DataDir::new(&config.data_dir);
     Ok(Backends {
         mode: "embedded",
+        tree: "embedded".into(),
         content_dir_is_store: true,
         blobs: Arc::new(LocalBlobs::open(data.content(), data.tmp())?),
         log: None,

@@ -285,6 +285,8 @@ pub trait Membership: Send + Sync {
 pub struct Backends {
     /// `embedded` or `cluster`, for display only.
     pub mode: &'static str,
+    /// Which tree this is. A data directory belongs to one tree for good.
+    pub tree: String,
     /// Whether the content directory is the store itself, so that nothing may be evicted from it.
     pub content_dir_is_store: bool,
     /// The content.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 
 use super::Result;
 use crate::config::{ClusterConfig, Config, MountConfig};
@@ -56,7 +57,7 @@ pub struct MountArgs {
     )]
     pub api: String,
     /// Allow --api to listen beyond this machine, without TLS
-    #[arg(long, env = "ONCEFS_API_INSECURE")]
+    #[arg(long, env = "ONCEFS_API_INSECURE", value_parser = FalseyValueParser::new())]
     pub api_insecure: bool,
     /// Workers that hash and store
     #[arg(long, env = "ONCEFS_WORKERS", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -88,10 +89,10 @@ pub struct MountArgs {
     #[arg(long, env = "ONCEFS_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Let other users use the mount
-    #[arg(long, env = "ONCEFS_ALLOW_OTHER")]
+    #[arg(long, env = "ONCEFS_ALLOW_OTHER", value_parser = FalseyValueParser::new())]
     pub allow_other: bool,
     /// Never hand spool files to the kernel
-    #[arg(long, env = "ONCEFS_NO_PASSTHROUGH")]
+    #[arg(long, env = "ONCEFS_NO_PASSTHROUGH", value_parser = FalseyValueParser::new())]
     pub no_passthrough: bool,
     /// Mount options as in mount(8), such as ro,noexec,fsname=NAME
     #[arg(

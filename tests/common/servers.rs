@@ -96,6 +96,7 @@ fn spawn_bound_to_process(mut command: Command) -> std::io::Result<Child> {
         Mutex::new(sender)
     });
     // SAFETY: prctl is async-signal-safe, and nothing else happens between fork and exec.
+    #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -25,11 +25,12 @@ use crate::types::NodeId;
 pub async fn open(cluster: &ClusterConfig, node: &NodeId) -> Result<Backends> {
     // First, since it needs no server to find fault with an address.
     let etcd = Arc::new(etcd::Etcd::start(&cluster.etcd, cluster.lock_ttl).await?);
-    let database = mongo::connect(cluster).await?;
+    let (database, tree) = mongo::connect(cluster).await?;
     let content = gridfs::Bucket::new(&database, "fs");
     content.create_indexes().await?;
     Ok(Backends {
         mode: "cluster",
+        tree: format!("cluster {tree}"),
         content_dir_is_store: false,
         blobs: Arc::new(blobs::GridFsBlobs(content)),
         log: Some(Arc::new(log::MongoLog::open(&database).await?)),

@@ -108,7 +108,8 @@ fn shown(uri: &str) -> String {
 }
 
 /// Connects to the database of `cluster` and makes sure that it can serve: reachable, a replica set, a known format.
-pub(super) async fn connect(cluster: &ClusterConfig) -> Result<Database> {
+/// Returns it with the random name that the tree got when it was made.
+pub(super) async fn connect(cluster: &ClusterConfig) -> Result<(Database, String)> {
     let uri = shown(&cluster.mongodb);
     let unavailable = |e: CallError| match BackendError::from(e) {
         // A member of a set that was never initiated answers, but cannot be selected for any call.
@@ -172,8 +173,8 @@ pub(super) async fn connect(cluster: &ClusterConfig) -> Result<Database> {
         return Err(not_a_set(&uri));
     }
     let database = client.database(&cluster.database);
-    check_format(&database).await?;
-    Ok(database)
+    let tree = check_format(&database).await?;
+    Ok((database, tree))
 }
 
 fn not_a_set(uri: &str) -> BackendError {
@@ -183,30 +184,38 @@ fn not_a_set(uri: &str) -> BackendError {
     ))
 }
 
-async fn check_format(database: &Database) -> Result<()> {
+async fn check_format(database: &Database) -> Result<String> {
     let meta = database.collection::<Document>("meta");
-    let insert = meta.insert_one(doc! { "_id": "format", "version": FORMAT });
+    let tree = hex::encode(rand::random::<[u8; 8]>());
+    let insert = meta.insert_one(doc! { "_id": "format", "version": FORMAT, "tree": &tree });
     match call(SMALL, "write the format marker", insert).await {
-        Ok(_) => return Ok(()),
+        Ok(_) => return Ok(tree),
         Err(e) if e.is_duplicate_key() => {}
         Err(e) => return Err(e.into()),
     }
-    let find = meta.find_one(doc! { "_id": "format" });
-    let marker = call(SMALL, "read the format marker", find).await?;
+    let mut marker = None;
+    for _ in 0..20 {
+        let find = meta.find_one(doc! { "_id": "format" });
+        marker = call(SMALL, "read the format marker", find).await?;
+        if marker.is_some() {
+            break;
+        }
+        // Written by a racing node and not yet majority-committed.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let version = marker
         .as_ref()
         .and_then(|m| m.get("version"))
         .and_then(integer);
-    match version {
-        Some(v) if v <= FORMAT => Ok(()),
-        Some(v) => Err(BackendError::Unusable(format!(
+    let tree = marker.as_ref().and_then(|m| m.get_str("tree").ok());
+    match (version, tree) {
+        (Some(v), _) if v > FORMAT => Err(BackendError::Unusable(format!(
             "database {} was written by a newer oncefs (format {v}); upgrade this program",
             database.name()
         ))),
-        // Written by a racing node and not yet majority-committed.
-        None if marker.is_none() => Ok(()),
-        None => Err(BackendError::Unusable(format!(
-            "database {} has a format marker without a version: it is not an oncefs database",
+        (Some(_), Some(tree)) => Ok(tree.to_owned()),
+        _ => Err(BackendError::Unusable(format!(
+            "database {} has a format marker without a version or a tree: it is not an oncefs database",
             database.name()
         ))),
     }
