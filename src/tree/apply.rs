@@ -114,8 +114,10 @@ impl Apply<'_> {
                 now,
             } => {
                 let mut inode = self.q.inode(*ino)?;
-                if let Some(mode) = mode {
-                    inode.mode = inode.kind() | (mode & 0o7777);
+                match mode {
+                    Some(mode) => inode.mode = inode.kind() | (mode & 0o7777),
+                    None if uid.is_some() || gid.is_some() => clear_set_ids(&mut inode),
+                    None => {}
                 }
                 inode.uid = uid.unwrap_or(inode.uid);
                 inode.gid = gid.unwrap_or(inode.gid);
@@ -675,6 +677,16 @@ impl Apply<'_> {
                 inode.parent.map(|p| p.0),
             ])?;
         Ok(())
+    }
+}
+
+/// A file that changes hands loses set-user-id, and set-group-id where that is not mandatory locking, as on Linux.
+fn clear_set_ids(inode: &mut Inode) {
+    if inode.is_file() {
+        inode.mode &= !libc::S_ISUID;
+        if inode.mode & libc::S_IXGRP != 0 {
+            inode.mode &= !libc::S_ISGID;
+        }
     }
 }
 

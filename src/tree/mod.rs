@@ -16,7 +16,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rusqlite::Connection;
@@ -63,7 +63,32 @@ pub struct Tree {
     sequencer: Sequencer,
     readers: Readers,
     next_ino: AtomicU64,
-    ino_block: Mutex<u64>,
+    numbers: Arc<Numbers>,
+}
+
+/// Inode numbers set aside for this node. Noting a new block waits for the writer, and with a log for the network, so
+/// it is done ahead of need and beside the file operations.
+struct Numbers {
+    sequencer: Sequencer,
+    range: u32,
+    /// Numbers below this are noted as possibly in use.
+    end: AtomicU64,
+    extending: AtomicBool,
+    /// One extension at a time, so that the note never falls.
+    turn: Mutex<()>,
+}
+
+impl Numbers {
+    fn extend(&self, beyond: u64) -> Result<()> {
+        let _turn = self.turn.lock();
+        let end = self.end.load(Ordering::Acquire).max(beyond) + INO_BLOCK;
+        let noted = set_aside(&self.sequencer, &format!("ino-{}", self.range), end);
+        if noted.is_ok() {
+            self.end.fetch_max(end, Ordering::AcqRel);
+        }
+        self.extending.store(false, Ordering::Release);
+        noted
+    }
 }
 
 struct Readers {
@@ -117,13 +142,19 @@ impl Tree {
             return Err(e);
         }
         Ok(Tree {
-            sequencer,
             readers: Readers {
                 path: path.to_owned(),
                 idle: Mutex::new(Vec::new()),
             },
             next_ino: AtomicU64::new(start),
-            ino_block: Mutex::new(start + INO_BLOCK),
+            numbers: Arc::new(Numbers {
+                sequencer: sequencer.clone(),
+                range,
+                end: AtomicU64::new(start + INO_BLOCK),
+                extending: AtomicBool::new(false),
+                turn: Mutex::new(()),
+            }),
+            sequencer,
         })
     }
 
@@ -157,11 +188,21 @@ impl Tree {
     /// A number that no inode had before.
     pub fn new_ino(&self) -> Result<Ino> {
         let ino = self.next_ino.fetch_add(1, Ordering::Relaxed);
-        let mut block = self.ino_block.lock();
-        if ino >= *block {
-            let end = ino + INO_BLOCK;
-            set_aside(&self.sequencer, &format!("ino-{}", Ino(ino).range()), end)?;
-            *block = end;
+        let left = self.numbers.end.load(Ordering::Acquire).saturating_sub(ino);
+        if left < INO_BLOCK / 2 && !self.numbers.extending.swap(true, Ordering::AcqRel) {
+            let numbers = self.numbers.clone();
+            let extend = move || {
+                if let Err(e) = numbers.extend(ino) {
+                    tracing::warn!("setting inode numbers aside: {e}");
+                }
+            };
+            match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn_blocking(extend)),
+                Err(_) => extend(),
+            }
+        }
+        if left == 0 {
+            self.numbers.extend(ino)?;
         }
         Ok(Ino(ino))
     }

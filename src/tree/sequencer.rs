@@ -12,6 +12,7 @@ use super::{Applied, Commitment, Listener, Origin, Result};
 use crate::backend::TreeLog;
 use crate::types::NodeId;
 
+#[derive(Clone)]
 pub(super) enum Sequencer {
     Local(Arc<Local>),
     Logged(Arc<Logged>),

@@ -394,3 +394,26 @@ fn ops_of_one_submission_are_all_or_none() {
     assert_eq!(applied.inode.unwrap().ctime, Time(b.clock));
     assert_eq!(b.names(Ino::ROOT), ["b"]);
 }
+
+#[test]
+fn a_file_that_changes_hands_loses_its_set_id_bits() {
+    let mut b = Bed::new();
+    let ino = b.make(Ino::ROOT, "f", libc::S_IFREG | 0o6755);
+    let mut mode_after = |mode, uid, gid| {
+        let now = b.now();
+        b.ok(Op::SetAttr {
+            ino,
+            mode,
+            uid,
+            gid,
+            atime: None,
+            mtime: None,
+            now,
+        });
+        b.inode(ino).mode & 0o7777
+    };
+    assert_eq!(mode_after(None, Some(7), None), 0o755);
+    assert_eq!(mode_after(Some(0o6644), None, None), 0o6644);
+    // Without the group's right to execute the bit means mandatory locking, and stays.
+    assert_eq!(mode_after(None, None, Some(7)), 0o2644);
+}
