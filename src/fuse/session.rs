@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::io::Errno;
@@ -23,6 +24,8 @@ use crate::vfs::Vfs;
 const SUBTYPE: &str = "oncefs";
 /// What the kernel reads ahead in one file, in KiB; its own default of 128 costs a sequential reader half its speed.
 const READ_AHEAD_KIB: u32 = 1024;
+/// How long programs that use the mount may keep a node that was told to end.
+const BUSY_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A running mount.
 pub struct Mounted {
@@ -108,16 +111,26 @@ pub fn mount(
 }
 
 impl Mounted {
-    /// Unmounts, lazily when the mount is busy, and waits for the serving threads.
+    /// Unmounts. When the mount is busy it is detached, and programs have [`BUSY_DEADLINE`] to close their files; what
+    /// is still open then stays in the spool as it was written, and is taken up by the next start.
     pub fn unmount(mut self, mountpoint: &Path) -> io::Result<()> {
         if !self.thread.is_finished()
             && let Err(e) = self.unmounter.unmount()
         {
             warn!(
-                "{} is busy ({e}): detached, it ends with the last open file",
+                "{} is busy ({e}): detached, and ended in {BUSY_DEADLINE:?} at the latest",
                 mountpoint.display()
             );
             detach(mountpoint)?;
+            let deadline = Instant::now() + BUSY_DEADLINE;
+            while !self.thread.is_finished() {
+                if Instant::now() > deadline {
+                    warn!("programs still had files open");
+                    self.invalidations.close();
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
         self.invalidations.close();
         match self.thread.join() {

@@ -92,6 +92,7 @@ impl Vfs {
                     tree::Body::Stored { hash, .. } if hash == incoming.hash => {
                         Ok(Uploaded::Duplicate)
                     }
+                    _ if !attr.inode.is_file() => Err(TreeError::Exists.into()),
                     _ if self.file_status(attr.inode.ino)?.hash == Some(incoming.hash) => {
                         Ok(Uploaded::Duplicate)
                     }
