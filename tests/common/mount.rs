@@ -191,12 +191,13 @@ impl Mount {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        let starts = self.starts();
         let mut daemon = self.child.lock().unwrap();
         assert!(daemon.is_none(), "the daemon still runs");
         *daemon = Some(spawn_bound_to_process(command).unwrap());
         drop(daemon);
         let deadline = Instant::now() + READY;
-        while !self.is_ready() {
+        while self.starts() == starts {
             let ended = self.child.lock().unwrap().as_mut().unwrap().try_wait();
             assert!(
                 ended.unwrap().is_none() && Instant::now() < deadline,
@@ -205,17 +206,14 @@ impl Mount {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+        assert!(is_mounted(&self.path()));
+        let named = xattr(&self.path(), "user.oncefs.data_dir");
+        assert_eq!(named.as_deref(), self.data().to_str());
     }
 
-    fn is_ready(&self) -> bool {
-        // The old mount may still be there, so ask the daemon behind it who it is.
-        if !is_mounted(&self.path()) {
-            return false;
-        }
-        let mut value = [0u8; 4096];
-        let answer = rustix::fs::lgetxattr(self.path(), "user.oncefs.data_dir", &mut value[..]);
-        answer.is_ok_and(|n| value[..n] == *self.data().as_os_str().as_bytes())
-            && self.ask("/health").is_ok()
+    /// How often the daemon said that the mount serves.
+    fn starts(&self) -> usize {
+        self.log().matches(" mounted at ").count()
     }
 
     /// Asks the daemon over its control socket.

@@ -167,6 +167,7 @@ fn killed_while_writing(m: &Mount) {
             }
             m.kill9();
         });
+        m.remount();
         let now = fs::read(&path).unwrap();
         let known: HashMap<Vec<u8>, ()> = (0..10_000u64
             .min(written.load(Ordering::Relaxed) as u64 + 2))

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -94,10 +94,15 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
     let other = Place::new();
     let (mnt, data) = (other.mnt(), other.data());
     let mount = |data: &Path, mnt: &Path, more: &[&str]| {
-        let mut args = vec!["mount".into(), "--api=off".into(), "--data-dir".into()];
+        let mut args = vec!["mount".into(), "--data-dir".into()];
         args.push(data.to_owned());
         args.push(mnt.to_owned());
-        args.extend(more.iter().map(std::path::PathBuf::from));
+        let api = if more.iter().any(|o| o.starts_with("--api")) {
+            &[][..]
+        } else {
+            &["--api=off"]
+        };
+        args.extend(more.iter().chain(api).map(PathBuf::from));
         let ended = oncefs_ended(&args);
         assert!(!is_mounted(&mnt), "{ended:?}");
         ended
