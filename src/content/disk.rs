@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -80,6 +81,18 @@ pub fn hash(file: &File, go_on: impl Fn() -> bool) -> io::Result<Option<(Content
         }
         hasher.update(&buffer[..n]);
         at += n as u64;
+    }
+}
+
+/// Whether the file that `file` (opened for reading only) refers to is certainly open for writing nowhere, not even in
+/// the kernel. "No" may also mean that this disk cannot tell.
+pub fn has_no_writer(file: &File) -> bool {
+    // The kernel grants a read lease exactly when nobody can write. It ends with the next line, or with the descriptor.
+    // SAFETY: fcntl with these commands takes an integer and touches no memory of ours.
+    unsafe {
+        let fd = file.as_raw_fd();
+        let granted = libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0;
+        granted && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
 }
 

@@ -180,6 +180,27 @@ impl Spool {
         Ok(file)
     }
 
+    /// Makes sure that nobody else writes to a spool file of an earlier daemon. When that one was killed, programs may
+    /// still write to its passthrough files through the kernel; they keep the old file, and a copy takes its place.
+    pub fn part_from_writers(&self, found: &mut Found) -> io::Result<()> {
+        let old = File::open(&found.path)?;
+        if disk::has_no_writer(&old) {
+            return Ok(());
+        }
+        let partial = self
+            .dir
+            .join(format!("{}.{}.copy", found.ino, found.generation));
+        let _ = std::fs::remove_file(&partial);
+        let new = new_file(&partial)?;
+        disk::copy(&old, &new)?;
+        let meta = old.metadata()?;
+        disk::set_mtime(&new, disk::mtime(&meta))?;
+        std::fs::rename(&partial, &found.path)?;
+        found.size = new.metadata()?.len();
+        found.mtime = disk::mtime(&meta);
+        Ok(())
+    }
+
     /// Takes over a finished temporary file as a sealed spool file (an upload).
     pub fn adopt(&self, ino: Ino, generation: Generation, tmp: &Path) -> io::Result<()> {
         std::fs::rename(tmp, self.path(ino, generation))?;

@@ -17,7 +17,8 @@ both_ways!(
     stopping_and_starting,
     killed_while_copying,
     killed_while_storing,
-    killed_while_writing
+    killed_while_writing,
+    regression_a_writer_that_outlives_the_daemon,
 );
 
 fn stopping_and_starting(m: &Mount) {
@@ -205,4 +206,40 @@ fn killed_while_writing(m: &Mount) {
     assert!(fs::read(m.at("new")).unwrap().ends_with(b" more"));
     m.wait_stored();
     m.wait_spool_empty();
+}
+
+/// With passthrough the kernel lets a program write on after the daemon was killed. That must not reach what is stored.
+fn regression_a_writer_that_outlives_the_daemon(m: &Mount) {
+    write_closed(&m.at("before"), &bytes(1, 100_000)).unwrap();
+    m.wait_stored();
+    let files = ["made", "before", "closed"].map(|name| {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(m.at(name))
+            .unwrap();
+        file.write_all_at(&bytes(2, 50_000), 1000).unwrap();
+        file
+    });
+    // A close that leaves another descriptor open: acknowledged, and still written to.
+    close(files[2].try_clone().unwrap()).unwrap();
+    m.kill9();
+    let _ = files[0].write_all_at(b"after the kill", 2000);
+    m.remount();
+    m.wait_stored();
+    let names = ["made", "before", "closed"];
+    let read = || names.map(|name| fs::read(m.at(name)).unwrap());
+    let now = read();
+    for file in &files {
+        let _ = file.write_all_at(b"much too late", 3000);
+    }
+    drop(files);
+    m.stop();
+    m.remount();
+    assert!(read() == now);
+    for hash in m.contents() {
+        let path = m.data().join("content").join(&hash[..2]).join(&hash);
+        assert_eq!(sha256(&fs::read(path).unwrap()), hash);
+    }
 }
