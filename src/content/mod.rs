@@ -4,6 +4,7 @@
 //! This room knows inode numbers, generations and hashes, but not names and not who has a file open.
 
 pub mod disk;
+mod lease;
 pub mod sealed;
 pub mod spool;
 

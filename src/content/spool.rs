@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::disk;
+use super::lease::has_no_writer;
 use crate::types::{ContentHash, Generation, Ino, Status, Time};
 
 /// Where a spool file stands.
@@ -178,6 +179,27 @@ impl Spool {
         let file = Arc::new(file);
         self.install(ino, generation, &file);
         Ok(file)
+    }
+
+    /// Makes sure that nobody else writes to a spool file of an earlier daemon. When that one was killed, programs may
+    /// still write to its passthrough files through the kernel; they keep the old file, and a copy takes its place.
+    pub fn part_from_writers(&self, found: &mut Found) -> io::Result<()> {
+        let old = File::open(&found.path)?;
+        if has_no_writer(&old) {
+            return Ok(());
+        }
+        let partial = self
+            .dir
+            .join(format!("{}.{}.copy", found.ino, found.generation));
+        let _ = std::fs::remove_file(&partial);
+        let new = new_file(&partial)?;
+        disk::copy(&old, &new)?;
+        let meta = old.metadata()?;
+        disk::set_mtime(&new, disk::mtime(&meta))?;
+        std::fs::rename(&partial, &found.path)?;
+        found.size = new.metadata()?.len();
+        found.mtime = disk::mtime(&meta);
+        Ok(())
     }
 
     /// Takes over a finished temporary file as a sealed spool file (an upload).

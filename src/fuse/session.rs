@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use super::adapter::Adapter;
 use super::notify::Invalidations;
 use crate::config::MountConfig;
 use crate::vfs::Vfs;
+use crate::vfs::xattrs::DATA_DIR;
 
 /// The file system type in /proc/mounts is `fuse.` and this.
 const SUBTYPE: &str = "oncefs";
@@ -143,10 +143,10 @@ impl Mounted {
 /// Only root may, and only root needs it for its speed: without it everything works the same.
 fn set_read_ahead(mountpoint: &Path) {
     let set = || -> io::Result<()> {
-        let dev = fs::metadata(mountpoint)?.dev();
-        let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+        // Not from stat(2): a daemon that is killed while it asks its own mount waits for itself for ever.
+        let device = device(mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
         fs::write(
-            format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"),
+            format!("/sys/class/bdi/{device}/read_ahead_kb"),
             READ_AHEAD_KIB.to_string(),
         )
     };
@@ -157,17 +157,24 @@ fn set_read_ahead(mountpoint: &Path) {
 
 /// Whether an oncefs is mounted at exactly this place, alive or dead.
 pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
+    Ok(device(mountpoint)?.is_some())
+}
+
+/// The device number, `major:minor`, of the oncefs that is mounted at exactly this place, the topmost if there are more.
+fn device(mountpoint: &Path) -> io::Result<Option<String>> {
     let table = fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|b| *b == b'\n').any(|line| {
+    let found = table.split(|b| *b == b'\n').rev().find_map(|line| {
         let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
         let kind = fields
             .iter()
             .position(|f| *f == b"-")
             .and_then(|at| fields.get(at + 1));
-        fields.len() > 4
+        let ours = fields.len() > 4
             && unescape(fields[4]) == mountpoint
-            && kind.is_some_and(|k| *k == [b"fuse.", SUBTYPE.as_bytes()].concat())
-    }))
+            && kind.is_some_and(|k| *k == [b"fuse.", SUBTYPE.as_bytes()].concat());
+        ours.then(|| String::from_utf8_lossy(fields[2]).into_owned())
+    });
+    Ok(found)
 }
 
 /// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
@@ -194,9 +201,12 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 /// Takes away what a killed daemon left mounted at `mountpoint`. True when there was something.
 pub fn clear_stale(mountpoint: &Path) -> io::Result<bool> {
-    // Always asks the daemon, unlike stat(2), which the kernel answers from memory long after the daemon's death.
-    match rustix::fs::statvfs(mountpoint) {
-        Err(Errno::NOTCONN) if is_mounted(mountpoint)? => {
+    if !is_mounted(mountpoint)? {
+        return Ok(false);
+    }
+    // Not stat(2): the kernel may still answer that from its cache.
+    match rustix::fs::lgetxattr(mountpoint, DATA_DIR, &mut [0u8; 0][..]) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => {
             detach(mountpoint)?;
             Ok(true)
         }

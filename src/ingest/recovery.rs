@@ -42,7 +42,7 @@ impl Ingest {
                 remove(&older, &mut done);
             }
         }
-        for found in newest.values() {
+        for found in newest.values_mut() {
             self.recover_one(found, same_boot, &mut done).await?;
         }
         for inode in self.tree.scan(|q| q.pending_at(&self.node))? {
@@ -65,7 +65,7 @@ impl Ingest {
 
     async fn recover_one(
         &self,
-        found: &Found,
+        found: &mut Found,
         same_boot: bool,
         done: &mut Recovered,
     ) -> Result<(), TreeError> {
@@ -85,6 +85,9 @@ impl Ingest {
             remove(found, done);
             return Ok(());
         }
+        self.spool
+            .part_from_writers(found)
+            .map_err(|e| TreeError::Database(format!("spool: {e}")))?;
         let changed = unclosed || found.size != inode.size || found.mtime != inode.mtime;
         if unclosed && !same_boot {
             warn!(

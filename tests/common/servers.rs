@@ -83,7 +83,7 @@ impl Drop for Process {
 ///
 /// The kernel goes by the *thread* that started it, and test threads come and go; so one thread that never ends starts
 /// them all.
-fn spawn_bound_to_process(mut command: Command) -> std::io::Result<Child> {
+pub fn spawn_bound_to_process(mut command: Command) -> std::io::Result<Child> {
     type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Request>>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -145,7 +145,8 @@ fn wait_for(what: &str, process: &Process, mut ready: impl FnMut() -> bool) {
     }
 }
 
-fn find_in_path(name: &str) -> Option<PathBuf> {
+/// The program `name`, as a shell would find it.
+pub fn find_in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|dir| dir.join(name))

@@ -1,0 +1,237 @@
+//! Content that was closed on one machine, on the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::{AsyncReadExt, TryStreamExt};
+use mongodb::bson::{Document, doc};
+
+use crate::Cluster;
+use crate::common::files::{bytes, disk_usage, sha256, write_closed, xattr};
+use crate::common::run::{becomes, eventually};
+
+const SOON: Duration = Duration::from_secs(2);
+const STORED: Duration = Duration::from_secs(60);
+
+#[test]
+fn what_is_closed_here_is_read_there_and_by_a_third() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let sizes = [0, 1, 5000, 255 * 1024, 255 * 1024 + 1, 4_000_000];
+    for (n, len) in sizes.into_iter().enumerate() {
+        let (from, to) = if n % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let name = format!("f{n}");
+        let content = bytes(n as u64, len);
+        assert!(!to.at(&name).exists());
+        write_closed(&from.at(&name), &content).unwrap();
+        becomes(SOON, true, || to.at(&name).exists());
+        // It may not be stored yet: whoever reads waits, and sees all of it.
+        eventually(SOON, "the size", || {
+            (fs::metadata(to.at(&name)).unwrap().len() == len as u64).then_some(())
+        });
+        assert!(fs::read(to.at(&name)).unwrap() == content, "{name}");
+    }
+    a.wait_stored();
+    b.wait_stored();
+    let c = cluster.node();
+    for (n, len) in sizes.into_iter().enumerate() {
+        let content = bytes(n as u64, len);
+        let path = c.at(format!("f{n}"));
+        assert!(fs::read(&path).unwrap() == content);
+        assert_eq!(
+            xattr(&path, "user.oncefs.sha256").unwrap(),
+            sha256(&content)
+        );
+    }
+}
+
+#[test]
+fn equal_content_is_stored_once_whoever_brings_it() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let content = |n: u64| bytes(n % 100, 3000 + 17 * (n % 100) as usize);
+    std::thread::scope(|scope| {
+        for (m, dir) in [(&a, "from-a"), (&b, "from-b")] {
+            scope.spawn(move || {
+                fs::create_dir(m.at(dir)).unwrap();
+                for n in 0..500 {
+                    write_closed(&m.at(format!("{dir}/{n}")), &content(n)).unwrap();
+                }
+            });
+        }
+    });
+    a.wait_stored();
+    b.wait_stored();
+    let expected: BTreeMap<String, Vec<u8>> = (0..100)
+        .map(|n| (sha256(&content(n)), content(n)))
+        .collect();
+    assert_eq!(expected.len(), 100);
+    let (stored, records): (BTreeMap<String, Vec<u8>>, Vec<Document>) = cluster.ask(async |db| {
+        let bucket = db.gridfs_bucket(None);
+        let files: Vec<_> = bucket
+            .find(doc! {})
+            .await
+            .unwrap()
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(files.len(), 100, "each content has one document");
+        let mut stored = BTreeMap::new();
+        for file in files {
+            let mut all = Vec::new();
+            let mut stream = bucket.open_download_stream(file.id).await.unwrap();
+            stream.read_to_end(&mut all).await.unwrap();
+            stored.insert(file.filename.unwrap(), all);
+        }
+        let records = db.collection::<Document>("files");
+        let records = records.find(doc! {}).await.unwrap();
+        (stored, records.try_collect().await.unwrap())
+    });
+    assert!(stored == expected);
+    let done: BTreeSet<&str> = records
+        .iter()
+        .map(|r| {
+            assert_eq!(r.get_str("status").unwrap(), "done", "{r}");
+            assert!(r.get_str("worker").unwrap().starts_with("worker-"), "{r}");
+            r.get_str("_id").unwrap()
+        })
+        .collect();
+    assert_eq!((done.len(), records.len()), (100, 100));
+    assert!(done.iter().all(|hash| expected.contains_key(*hash)));
+    let mut words = BTreeMap::new();
+    for dir in ["from-a", "from-b"] {
+        for n in 0..500 {
+            // Each from the node that did not write it.
+            let reader = if dir == "from-a" { &b } else { &a };
+            let path = reader.at(format!("{dir}/{n}"));
+            assert!(fs::read(&path).unwrap() == content(n));
+            let word = xattr(&path, "user.oncefs.status").unwrap();
+            *words.entry(word).or_insert(0) += 1;
+        }
+    }
+    let words: Vec<_> = words.into_iter().collect();
+    assert_eq!(
+        words,
+        [("done".to_string(), 100), ("duplicate".to_string(), 900)]
+    );
+}
+
+#[test]
+fn an_overwrite_is_seen_whole_or_not_yet() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    // Each version has a length and a fill byte of its own.
+    let version = |n: u8| vec![n; 40_000 + 1000 * usize::from(n)];
+    write_closed(&a.at("f"), &version(0)).unwrap();
+    becomes(SOON, true, || b.at("f").exists());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = scope.spawn(|| {
+            let mut last = 0;
+            let mut reads = 0;
+            while !done.load(Ordering::Relaxed) {
+                let got = fs::read(b.at("f")).unwrap();
+                let n = *got.first().expect("never empty");
+                assert!(got == version(n), "{} bytes, the first is {n}", got.len());
+                assert!(n >= last, "{n} after {last}");
+                last = n;
+                reads += 1;
+            }
+            reads
+        });
+        for n in 1..=25 {
+            // Replaced as careful programs do.
+            write_closed(&a.at("f.new"), &version(n)).unwrap();
+            fs::rename(a.at("f.new"), a.at("f")).unwrap();
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        becomes(SOON, Some(25), || {
+            fs::read(b.at("f")).unwrap().first().copied()
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(reading.join().unwrap() > 5);
+    });
+    // In place, at rest: the other node's pages are the new ones.
+    for n in 26..32 {
+        write_closed(&a.at("f"), &version(n)).unwrap();
+        becomes(SOON, true, || fs::read(b.at("f")).unwrap() == version(n));
+    }
+}
+
+#[test]
+fn a_reader_keeps_what_the_other_node_removes() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let content = bytes(1, 3_000_000);
+    write_closed(&a.at("f"), &content).unwrap();
+    a.wait_stored();
+    becomes(SOON, true, || b.at("f").exists());
+    let open = File::open(b.at("f")).unwrap();
+    let mut got = vec![0; content.len()];
+    open.read_exact_at(&mut got[..1000], 0).unwrap();
+    fs::remove_file(a.at("f")).unwrap();
+    becomes(SOON, false, || b.at("f").exists());
+    open.read_exact_at(&mut got, 0).unwrap();
+    assert!(got == content);
+    write_closed(&b.at("f"), b"another").unwrap();
+    becomes(SOON, Some(b"another".to_vec()), || fs::read(a.at("f")).ok());
+}
+
+#[test]
+fn a_killed_node_keeps_its_promises() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let content = |n: u64| bytes(n, 300_000);
+    for n in 0..20 {
+        write_closed(&a.at(format!("f{n}")), &content(n)).unwrap();
+    }
+    a.kill9();
+    becomes(SOON, true, || b.at("f19").exists());
+    a.remount();
+    for n in 0..20 {
+        let path = b.at(format!("f{n}"));
+        assert!(fs::read(&path).unwrap() == content(n), "f{n}");
+    }
+    a.wait_stored();
+    a.wait_spool_empty();
+}
+
+#[test]
+fn a_small_cache_is_filled_again() {
+    let cluster = Cluster::shared();
+    let a = cluster.node();
+    let b = cluster.node_with(&["--cache-size", "2MiB"]);
+    let content = |n: u64| bytes(n, 500_000);
+    for n in 0..12 {
+        write_closed(&a.at(format!("f{n}")), &content(n)).unwrap();
+    }
+    a.wait_stored();
+    for _ in 0..2 {
+        for n in 0..12 {
+            let path = b.at(format!("f{n}"));
+            eventually(SOON, "the file", || path.exists().then_some(()));
+            assert!(fs::read(&path).unwrap() == content(n));
+        }
+    }
+    // Open files are pinned; nothing is open now.
+    becomes(Duration::from_secs(10), true, || {
+        disk_usage(&b.data().join("content")) <= 2 << 20
+    });
+    // What it wrote itself can go as well, once it is stored.
+    for n in 20..32 {
+        write_closed(&b.at(format!("f{n}")), &content(n)).unwrap();
+    }
+    b.wait_stored();
+    for n in 20..32 {
+        assert!(fs::read(b.at(format!("f{n}"))).unwrap() == content(n));
+    }
+    let cache = &b.health()["cache"];
+    assert!(cache["evictions"].as_u64() > Some(0), "{cache}");
+    assert_eq!(cache["mismatches"], 0);
+    becomes(STORED, true, || {
+        disk_usage(&b.data().join("content")) <= 2 << 20
+    });
+}
