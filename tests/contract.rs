@@ -1,6 +1,7 @@
 //! The promises of the seams in `oncefs::backend`, held against both sides by one suite, and what only the cluster
 //! side promises, held against real servers.
 
+#[allow(unsafe_code)]
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! A missing server is a failure, never a skipped test.
 
+#![allow(unsafe_code)] // System calls that the standard library does not offer.
 #[path = "../common/mod.rs"]
 mod common;
 
