@@ -20,6 +20,7 @@ use fuser::{
 use tracing::{debug, warn};
 
 use super::errno::{errno, is_failure};
+use crate::tree::TreeError;
 use crate::tree::op::{RenameMode, XattrMode};
 use crate::types::{Ino, Time};
 use crate::vfs::names::{AttrChange, Listed, NewNode};
@@ -65,6 +66,15 @@ fn failed(what: &str, e: &VfsError) -> Errno {
         debug!("{what}: {e}");
     }
     errno(e)
+}
+
+/// The same for operations on an inode. That it is not there means that the kernel's name for it is outdated, as after
+/// another node put a file in its place; by this number the kernel looks the name up again.
+fn failed_inode(what: &str, e: &VfsError) -> Errno {
+    match e {
+        VfsError::Tree(TreeError::NotFound) => Errno::ESTALE,
+        e => failed(what, e),
+    }
 }
 
 fn caller(req: &Request) -> Caller {
@@ -130,7 +140,7 @@ fn reply_xattr(reply: ReplyXattr, size: u32, what: &str, result: Result<Vec<u8>>
         Ok(value) if size == 0 => reply.size(value.len() as u32),
         Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
         Ok(value) => reply.data(&value),
-        Err(e) => reply.error(failed(what, &e)),
+        Err(e) => reply.error(failed_inode(what, &e)),
     }
 }
 
@@ -206,7 +216,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _req: &Request, n: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.vfs.attr(ino(n)) {
             Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-            Err(e) => reply.error(failed("getattr", &e)),
+            Err(e) => reply.error(failed_inode("getattr", &e)),
         }
     }
 
@@ -240,7 +250,7 @@ impl Filesystem for Adapter {
         self.run(async move {
             match vfs.setattr(caller, ino(n), change).await {
                 Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-                Err(e) => reply.error(failed("setattr", &e)),
+                Err(e) => reply.error(failed_inode("setattr", &e)),
             }
         });
     }
@@ -248,7 +258,7 @@ impl Filesystem for Adapter {
     fn readlink(&self, _req: &Request, n: INodeNo, reply: ReplyData) {
         match self.vfs.readlink(ino(n)) {
             Ok(target) => reply.data(&target),
-            Err(e) => reply.error(failed("readlink", &e)),
+            Err(e) => reply.error(failed_inode("readlink", &e)),
         }
     }
 
@@ -374,7 +384,7 @@ impl Filesystem for Adapter {
                         None => reply.opened(fh, flags),
                     }
                 }
-                Err(e) => reply.error(failed("open", &e)),
+                Err(e) => reply.error(failed_inode("open", &e)),
             }
         });
     }

@@ -56,6 +56,12 @@ impl Invalidations {
         }
     }
 
+    /// Drops what was noted before there was a mount: the kernel knows nothing yet. Telling it all the same can make it
+    /// drop the answer to its first look at the root, and then the root belongs to nobody who could use it.
+    pub fn clear(&self) {
+        self.0.0.lock().changes.clear();
+    }
+
     /// Tells the kernel until [`Invalidations::close`].
     pub fn run(&self, notifier: &Notifier) {
         let (pending, wake) = &*self.0;

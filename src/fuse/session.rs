@@ -88,6 +88,7 @@ pub fn mount(
         vfs,
         runtime: tokio::runtime::Handle::current(),
     };
+    invalidations.clear();
     let mut session = Session::new(adapter, mountpoint, &config)?;
     let unmounter = session.unmount_callable();
     let notifier = session.notifier();

@@ -43,6 +43,8 @@ pub(super) struct Logged {
     /// Written under the queue's mutex: what is in the queue when this turns true is still answered, and nothing comes
     /// after it.
     closed: AtomicBool,
+    /// The last batch found the log unavailable.
+    away: AtomicBool,
     log: Arc<dyn TreeLog>,
     applied: AtomicU64,
     wake: Condvar,
@@ -67,6 +69,7 @@ impl Logged {
             queue: Mutex::default(),
             writer: Mutex::new(writer),
             closed: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             log,
             applied: AtomicU64::new(applied.0),
             wake: Condvar::new(),
@@ -210,7 +213,13 @@ impl Logged {
 
     /// Takes a batch through validation, append and commit, as often as other nodes come first.
     fn run(&self, runtime: &tokio::runtime::Handle, mut batch: Vec<Submission>) {
-        let deadline = Instant::now() + LOG_DEADLINE;
+        // Whoever comes after a batch that waited in vain does not wait for as long again: the kernel makes names in one
+        // directory one after the other, so the waits would add up.
+        let patience = match self.away.load(Ordering::Acquire) {
+            true => Duration::ZERO,
+            false => LOG_DEADLINE,
+        };
+        let deadline = Instant::now() + patience;
         let mut pause = Duration::from_millis(50);
         while !batch.is_empty() {
             let attempt = self.attempt(runtime, &mut batch, deadline);
@@ -218,13 +227,15 @@ impl Logged {
                 self.abandon();
             }
             match attempt {
-                Ok(()) => {}
+                Ok(()) => self.away.store(false, Ordering::Release),
                 Err(TreeError::Unavailable(e)) if Instant::now() < deadline => {
                     warn!("namespace log: {e}; trying again");
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
                 Err(e) => {
+                    let away = matches!(e, TreeError::Unavailable(_));
+                    self.away.store(away, Ordering::Release);
                     let results = batch.iter().map(|_| Err(e.clone())).collect();
                     self.answer(std::mem::take(&mut batch), results);
                 }

@@ -56,12 +56,14 @@ fn copying(m: &Mount) {
     assert_eq!(again, "", "a second rsync has nothing to do");
     sh(
         &work,
-        &format!("tar cf src.tar -C src . && mkdir {mnt}/tar && tar xpf src.tar -C {mnt}/tar"),
+        &format!(
+            "tar --format=pax -cf src.tar -C src . && mkdir {mnt}/tar && tar xpf src.tar -C {mnt}/tar"
+        ),
     );
     is_copy("tar");
     sh(
         &root,
-        "tar cf inside.tar -C cp . && mkdir twice && tar xpf inside.tar -C twice",
+        "tar --format=pax -cf inside.tar -C cp . && mkdir twice && tar xpf inside.tar -C twice",
     );
     is_copy("twice");
     sh(
