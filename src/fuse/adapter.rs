@@ -447,7 +447,7 @@ impl Filesystem for Adapter {
             let mut buffer = vec![0; size.min(REQUEST_BYTES) as usize];
             match vfs.read(fh.0, offset, &mut buffer).await {
                 Ok(n) => reply.data(&buffer[..n]),
-                Err(e) => reply.error(failed("read", &e)),
+                Err(e) => reply.error(failed_inode("read", &e)),
             }
         });
     }
