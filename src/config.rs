@@ -82,6 +82,11 @@ impl DataDir {
         self.0.join("node")
     }
 
+    /// Which start of the machine recovered this directory last.
+    pub fn boot(&self) -> PathBuf {
+        self.0.join("boot")
+    }
+
     /// The namespace database.
     pub fn tree(&self) -> PathBuf {
         self.0.join("tree.sqlite")

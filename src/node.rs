@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::backend::{self, BackendError, Member};
 use crate::config::{Config, DataDir};
-use crate::content::{Sealed, Spool, disk};
+use crate::content::{Sealed, Spool, disk, leases_work};
 use crate::fuse::{self, notify::Invalidations};
 use crate::ingest::Ingest;
 use crate::sidecar;
@@ -109,7 +109,8 @@ pub async fn run(
     let lock = DataLock::take(&data)?;
     empty(&data.tmp())?;
     let node = node_id(&data)?;
-    let same_boot = note_boot(&data)?;
+    let boot = Boot::look(&data)?;
+    let same_boot = boot.same;
     let backends = backend::open(&config, &node).await?;
     claim(&data, &backends.tree)?;
     if !same_boot && !backends.content_dir_is_store {
@@ -141,17 +142,24 @@ pub async fn run(
         backends.clone(),
         config.queue,
     ));
+    let passthrough = config.mount.passthrough && leases_work(&data.tmp())?;
+    if config.mount.passthrough && !passthrough {
+        warn!(
+            "no passthrough: the disk of the data directory has no leases, which tell when a mapping ends"
+        );
+    }
     let vfs = Arc::new(Vfs::new(
         node.clone(),
         tree.clone(),
         spool,
         sealed.clone(),
         ingest.clone(),
-        config.mount.passthrough,
+        passthrough,
     ));
     // Only set here, so it cannot be set already.
     let _ = target.set(Arc::downgrade(&vfs));
     ingest.recover(same_boot).await?;
+    boot.note(&data)?;
     let workers = ingest.start(config.workers, config.gc_grace);
 
     let token = sidecar::load_token(&data, config.token.as_deref())?;
@@ -340,19 +348,28 @@ fn described(tree: &str) -> String {
     }
 }
 
-/// Notes in the data directory which start of the machine this is; true when it is the same as last time.
-fn note_boot(data: &DataDir) -> io::Result<bool> {
-    let now = disk::read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.unwrap_or_default();
-    let path = data.root().join("boot");
-    let before = disk::read_text(&path)?;
-    if before.as_deref() == Some(&now) {
-        return Ok(true);
+/// Which start of the machine this is.
+struct Boot {
+    id: String,
+    /// The same as when the data directory was recovered last, or the data directory is new.
+    same: bool,
+}
+
+impl Boot {
+    fn look(data: &DataDir) -> io::Result<Boot> {
+        let id = disk::read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.unwrap_or_default();
+        let before = disk::read_text(&data.boot())?;
+        let same = before.is_none_or(|b| b == id);
+        if !same {
+            info!("the machine was restarted since this data directory was used last");
+        }
+        Ok(Boot { id, same })
     }
-    disk::write_private(&path, now.as_bytes())?;
-    if before.is_some() {
-        info!("the machine was restarted since this data directory was used last");
+
+    /// Only after recovery: a start that failed before must not hide that the machine went down.
+    fn note(&self, data: &DataDir) -> io::Result<()> {
+        disk::write_private(&data.boot(), self.id.as_bytes())
     }
-    Ok(before.is_none())
 }
 
 /// The root of a new tree belongs to whoever mounted it first.

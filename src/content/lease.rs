@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 /// Whether the file that `file` (opened for reading only) refers to is certainly open for writing nowhere, not even in
 /// the kernel. "No" may also mean that this disk cannot tell.
@@ -14,6 +16,15 @@ pub fn has_no_writer(file: &File) -> bool {
         let granted = libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0;
         granted && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
+}
+
+/// Whether the disk below `dir` can tell. Where it cannot, [`has_no_writer`] always says no.
+pub fn leases_work(dir: &Path) -> io::Result<bool> {
+    let path = dir.join("lease-probe");
+    drop(File::create(&path)?);
+    let answer = File::open(&path).map(|file| has_no_writer(&file));
+    std::fs::remove_file(&path)?;
+    answer
 }
 
 #[cfg(test)]

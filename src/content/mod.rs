@@ -8,5 +8,6 @@ mod lease;
 pub mod sealed;
 pub mod spool;
 
+pub use lease::{has_no_writer, leases_work};
 pub use sealed::Sealed;
 pub use spool::Spool;

@@ -38,6 +38,8 @@ struct Entry {
     file: Weak<File>,
     /// Open handles use it as a passthrough backing file, so it must not become shared content.
     backing: bool,
+    /// They did, some time.
+    was_backing: bool,
     sealed_at: Time,
     progress: Progress,
 }
@@ -73,6 +75,9 @@ pub enum TakeBack {
     Busy,
     /// It shares its blocks with stored content: copy it instead (it stays as it is until the copy takes its place).
     Shared(PathBuf),
+    /// The kernel holds it as a backing file, but another node has closed a later version: fill it with that before
+    /// anybody writes. It is open for writing under this generation.
+    Outdated(Generation, Arc<File>),
 }
 
 /// How a worker must publish a sealed file.
@@ -218,6 +223,7 @@ impl Spool {
                 stage: Stage::Sealed,
                 file: Weak::new(),
                 backing: false,
+                was_backing: false,
                 sealed_at: Time::now(),
                 progress: Progress::new(),
             },
@@ -232,6 +238,7 @@ impl Spool {
                 stage: Stage::Writing,
                 file: Arc::downgrade(file),
                 backing: false,
+                was_backing: false,
                 sealed_at: Time::default(),
                 progress: Progress::new(),
             },
@@ -243,35 +250,47 @@ impl Spool {
         }
     }
 
-    /// Opens the inode's present spool file for writing, under a generation of at least `at_least`.
-    pub fn take_back(&self, ino: Ino, at_least: Generation) -> io::Result<TakeBack> {
+    /// Opens the inode's present spool file for writing, under a generation above `current`, the one that the namespace
+    /// knows. A file that is not written and older than that is no version of this inode any more.
+    pub fn take_back(&self, ino: Ino, current: Generation) -> io::Result<TakeBack> {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(&ino) else {
             return Ok(TakeBack::Nothing);
         };
+        let outdated = entry.stage != Stage::Writing && entry.generation < current;
+        if outdated && !entry.backing {
+            return Ok(TakeBack::Nothing);
+        }
         let path = self.path(ino, entry.generation);
         if entry.stage == Stage::Publishing {
             return Ok(TakeBack::Busy);
         }
-        let file = match entry.file.upgrade() {
+        let present = match entry.stage {
+            Stage::Writing => entry.file.upgrade(),
+            Stage::Sealed | Stage::Publishing | Stage::Kept => None,
+        };
+        let file = match present {
             Some(file) => file,
             None => {
+                if std::fs::metadata(&path)?.nlink() > 1 {
+                    return Ok(TakeBack::Shared(path));
+                }
                 // A publication that was cancelled late has made it read-only already.
                 std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
                 Arc::new(OpenOptions::new().read(true).write(true).open(&path)?)
             }
         };
         if entry.stage != Stage::Writing {
-            if file.metadata()?.nlink() > 1 {
-                return Ok(TakeBack::Shared(path));
-            }
-            let generation = entry.generation.next().max(at_least);
+            let generation = entry.generation.max(current).next();
             std::fs::rename(&path, self.path(ino, generation))?;
             entry.generation = generation;
             entry.stage = Stage::Writing;
             entry.progress = Progress::new();
         }
         entry.file = Arc::downgrade(&file);
+        if outdated {
+            return Ok(TakeBack::Outdated(entry.generation, file));
+        }
         Ok(TakeBack::Writing(entry.generation, file))
     }
 
@@ -293,11 +312,18 @@ impl Spool {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.get_mut(&ino) {
             entry.backing = backing;
+            entry.was_backing |= backing;
             if !backing && entry.stage == Stage::Kept {
                 let _ = std::fs::remove_file(self.path(ino, entry.generation));
                 entries.remove(&ino);
             }
         }
+    }
+
+    /// Whether the kernel ever had the file as a backing file since it was made or found, so that a mapping of it can
+    /// outlive every handle.
+    pub fn may_be_mapped(&self, ino: Ino) -> bool {
+        self.entries.lock().get(&ino).is_some_and(|e| e.was_backing)
     }
 
     /// Whether open handles use the file as a passthrough backing file.
@@ -316,14 +342,15 @@ impl Spool {
         Some(entry.generation)
     }
 
-    /// Opens a sealed file for reading. `None` when there is no spool file.
-    pub fn open_sealed(&self, ino: Ino) -> io::Result<Option<Arc<File>>> {
-        let mut entries = self.entries.lock();
-        let Some(entry) = entries.get_mut(&ino) else {
+    /// Opens a sealed file for reading. `None` when there is no spool file, or only one older than `current`, the
+    /// generation that the namespace knows.
+    pub fn open_sealed(&self, ino: Ino, current: Generation) -> io::Result<Option<Arc<File>>> {
+        let entries = self.entries.lock();
+        let Some(entry) = entries.get(&ino) else {
             return Ok(None);
         };
-        if let Some(file) = entry.file.upgrade() {
-            return Ok(Some(file));
+        if entry.stage != Stage::Writing && entry.generation < current {
+            return Ok(None);
         }
         let file = Arc::new(File::open(self.path(ino, entry.generation))?);
         Ok(Some(file))
@@ -407,7 +434,36 @@ impl Spool {
         self.changed.notify_waiters();
     }
 
-    /// Forgets and removes the spool file of an inode that is gone, or of a generation that lost.
+    /// Gives the file a modification time while it waits: the one that recovery would find.
+    pub fn set_sealed_mtime(&self, ino: Ino, time: Time) -> io::Result<()> {
+        let entries = self.entries.lock();
+        match entries.get(&ino) {
+            Some(entry) if entry.stage == Stage::Sealed => {
+                disk::set_mtime(&File::open(self.path(ino, entry.generation))?, time)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives up a sealed generation that lost against another node's. A backing file stays for those who have it open.
+    pub fn lose(&self, ino: Ino, generation: Generation) {
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.get_mut(&ino)
+            && entry.generation == generation
+            && entry.stage == Stage::Sealed
+        {
+            if entry.backing {
+                entry.stage = Stage::Kept;
+            } else {
+                let _ = std::fs::remove_file(self.path(ino, generation));
+                entries.remove(&ino);
+            }
+        }
+        drop(entries);
+        self.changed.notify_waiters();
+    }
+
+    /// Forgets and removes the spool file of an inode that is gone.
     pub fn discard(&self, ino: Ino) {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.remove(&ino) {

@@ -32,6 +32,8 @@ use crate::vfs::{Access, Attr, Caller, Opened, Result, Vfs, VfsError};
 const TTL: Duration = Duration::from_secs(60);
 /// Largest read and write request.
 const REQUEST_BYTES: u32 = 1 << 20;
+/// What one copy_file_range copies at the most: it runs on the kernel's thread.
+const COPY_BYTES: u64 = 8 << 20;
 /// Requests that the kernel may have under way in the background, such as readahead.
 const BACKGROUND: u16 = 64;
 /// Entries looked up per readdir request.
@@ -160,8 +162,9 @@ fn backing_id(backing: &Option<Backing>) -> Option<&BackingId> {
     backing.as_ref().and_then(|b| b.downcast_ref())
 }
 
-fn access(flags: OpenFlags) -> Access {
+fn access(req: &Request, flags: OpenFlags) -> Access {
     Access {
+        clear_ids: req.uid() != 0,
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
     }
@@ -369,11 +372,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _req: &Request, n: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let vfs = self.vfs.clone();
+    fn open(&self, req: &Request, n: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (vfs, access) = (self.vfs.clone(), access(req, flags));
         self.run(async move {
             let register = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
-            let access = access(flags);
             let opened = vfs.open(ino(n), access, &register).await;
             match opened {
                 Ok(opened) => {
@@ -400,9 +402,9 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (vfs, caller, name) = (self.vfs.clone(), caller(req), name.as_bytes().to_vec());
+        let access = access(req, OpenFlags(flags));
         self.run(async move {
             let register = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
-            let access = access(OpenFlags(flags));
             let created = vfs
                 .create(
                     caller,
@@ -730,8 +732,8 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let vfs = self.vfs.clone();
-        // The reply counts in 32 bits; the caller comes back for the rest.
-        let len = len.min(1 << 30) as usize;
+        // The caller comes back for the rest.
+        let len = len.min(COPY_BYTES) as usize;
         self.run(async move {
             let copied = vfs
                 .copy_range((fh_from.0, offset_from), (fh_to.0, offset_to), len)

@@ -84,6 +84,8 @@ impl Ingest {
             Err(TreeError::InUse | TreeError::NotFound) => return Ok(false),
             Err(e) => return Err(e),
         };
+        // Else power loss could bring back names of content whose bytes are gone.
+        self.durable.reached(&self.tree).await?;
         for effect in applied.effects {
             if let Effect::Reaped { hash, blob } = effect {
                 if let Err(e) = self.backends.blobs.delete(&blob).await {

@@ -4,6 +4,7 @@
 //! or a crash loses nothing. [`worker`] takes jobs through hash, lock, store and commit; [`recovery`] finds at start what
 //! was left; [`gc`] removes content that no file has any more.
 
+mod durable;
 pub mod gc;
 pub mod recovery;
 mod worker;
@@ -58,6 +59,7 @@ pub struct Ingest {
     in_flight: Mutex<HashSet<(Ino, Generation)>>,
     busy: AtomicUsize,
     stop: watch::Sender<bool>,
+    durable: durable::Barrier,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -85,6 +87,7 @@ impl Ingest {
             in_flight: Mutex::default(),
             busy: AtomicUsize::new(0),
             stop: watch::channel(false).0,
+            durable: durable::Barrier::default(),
             counters: Counters::default(),
         }
     }

@@ -32,18 +32,21 @@ impl Ingest {
             .spool
             .scan()
             .map_err(|e| TreeError::Database(format!("spool: {e}")))?;
-        let mut newest: HashMap<Ino, Found> = HashMap::new();
+        let mut newest: HashMap<Ino, Vec<Found>> = HashMap::new();
         for found in scanned {
-            let older = match newest.get(&found.ino) {
-                Some(other) if other.generation > found.generation => Some(found),
-                _ => newest.insert(found.ino, found),
-            };
-            if let Some(older) = older {
-                remove(&older, &mut done);
-            }
+            newest.entry(found.ino).or_default().push(found);
         }
-        for found in newest.values_mut() {
-            self.recover_one(found, same_boot, &mut done).await?;
+        for versions in newest.values_mut() {
+            versions.sort_by_key(|f| f.generation);
+            // The newest that can be kept; an older one is not needed then, and not before.
+            while let Some(mut found) = versions.pop() {
+                if self.recover_one(&mut found, same_boot, &mut done).await? {
+                    break;
+                }
+            }
+            for older in versions.iter() {
+                remove(older, &mut done);
+            }
         }
         for inode in self.tree.scan(|q| q.pending_at(&self.node))? {
             if !newest.contains_key(&inode.ino) {
@@ -63,18 +66,19 @@ impl Ingest {
         Ok(done)
     }
 
+    /// True when the file is kept.
     async fn recover_one(
         &self,
         found: &mut Found,
         same_boot: bool,
         done: &mut Recovered,
-    ) -> Result<(), TreeError> {
+    ) -> Result<bool, TreeError> {
         let inode = match self.tree.read(|q| q.inode(found.ino)) {
             Ok(inode) => inode,
             // Created and never closed, or removed: nobody was promised anything.
             Err(TreeError::NotFound) => {
                 remove(found, done);
-                return Ok(());
+                return Ok(false);
             }
             Err(e) => return Err(e),
         };
@@ -83,19 +87,21 @@ impl Ingest {
         if !closed && !unclosed {
             // Stored, or another node wrote later.
             remove(found, done);
-            return Ok(());
+            return Ok(false);
         }
         self.spool
             .part_from_writers(found)
             .map_err(|e| TreeError::Database(format!("spool: {e}")))?;
         let changed = unclosed || found.size != inode.size || found.mtime != inode.mtime;
-        if unclosed && !same_boot {
+        // What was closed before and taken back by a writer is in this very file, and nowhere else.
+        let only_copy = is_pending_here(&inode, &self.node);
+        if unclosed && !same_boot && !only_copy {
             warn!(
                 "inode {}: written but never closed or synced before the machine went down; keeping what was there before",
                 found.ino
             );
             remove(found, done);
-            return Ok(());
+            return Ok(false);
         }
         if changed {
             self.tree
@@ -118,7 +124,7 @@ impl Ingest {
         }
         self.spool.restore(found.ino, found.generation);
         self.enqueue(found.ino, found.generation);
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -15,8 +15,8 @@ use tracing::{debug, info, warn};
 
 use super::{Ingest, Job};
 use crate::backend::{BackendError, FileRecord, HashLock, Put};
-use crate::content::disk;
 use crate::content::spool::{Freeze, Progress};
+use crate::content::{disk, has_no_writer};
 use crate::tree::op::StoredBy;
 use crate::tree::{Body, Commitment, Inode, Op, Origin, TreeError};
 use crate::types::{BlobId, ContentHash, Status, Time};
@@ -39,6 +39,9 @@ enum StoreError {
     Stale,
     #[error("the lock was lost meanwhile")]
     LockLost,
+    /// A mapping outlives its close(2). What it writes belongs to the file, so the file is not finished yet.
+    #[error("a program still has it mapped for writing")]
+    StillMapped,
     #[error(transparent)]
     Backend(#[from] BackendError),
     #[error(transparent)]
@@ -115,6 +118,10 @@ impl Ingest {
         match result {
             Ok(()) => {}
             Err(StoreError::Stale) => debug!("inode {}: job is stale", job.ino),
+            Err(StoreError::StillMapped) => {
+                let pause = Duration::from_millis(10 << job.failures.min(7));
+                self.again(job, pause);
+            }
             Err(e) => self.failed(worker, job, e).await,
         }
     }
@@ -144,6 +151,10 @@ impl Ingest {
             record.error = Some(e.to_string());
             self.note(&record).await;
         }
+        self.again(job, pause);
+    }
+
+    fn again(self: &Arc<Self>, job: Job, pause: Duration) {
         let this = self.clone();
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
@@ -164,33 +175,46 @@ impl Ingest {
     }
 
     /// The inode of the job, if it still waits for this very generation.
-    fn wanted(&self, job: Job) -> Result<Inode, StoreError> {
+    async fn wanted(&self, job: Job) -> Result<Inode, StoreError> {
         if !self.spool.is_sealed(job.ino, job.generation) {
             return Err(StoreError::Stale);
         }
         match self.tree.read(|q| q.inode(job.ino)) {
             Ok(inode) if inode.generation == job.generation => Ok(inode),
-            Ok(inode) if inode.generation < job.generation => Err(TreeError::Unavailable(
-                "its pending mark is not in the namespace yet".into(),
-            )
-            .into()),
+            Ok(inode) if inode.generation < job.generation => self.announce(job, inode).await,
             // Another node closed it later.
-            Ok(_) | Err(TreeError::NotFound) => {
-                self.drop_sealed(job);
+            Ok(_) => {
+                self.spool.lose(job.ino, job.generation);
                 Err(StoreError::Stale)
             }
+            // Whoever has it open still reads it; the last close removes it.
+            Err(TreeError::NotFound) => Err(StoreError::Stale),
             Err(e) => Err(e.into()),
         }
     }
 
-    fn drop_sealed(&self, job: Job) {
-        if self.spool.is_sealed(job.ino, job.generation) {
-            self.spool.discard(job.ino);
-        }
+    /// Submits the pending mark that close(2) could not, because the disk was full or the log away.
+    async fn announce(&self, job: Job, inode: Inode) -> Result<Inode, StoreError> {
+        let meta = std::fs::metadata(self.spool.path(job.ino, job.generation))?;
+        let mtime = disk::mtime(&meta);
+        let op = Op::Pending {
+            ino: job.ino,
+            generation: job.generation,
+            node: self.node.clone(),
+            size: meta.len(),
+            mtime,
+            ctime: inode.ctime.max(mtime),
+        };
+        // As if from elsewhere: the kernel was told that the close failed, and may remember what was before.
+        let applied = self
+            .tree
+            .submit(Origin::Remote, Commitment::Committed, vec![op])
+            .await?;
+        applied.inode.ok_or(StoreError::Stale)
     }
 
     async fn store(&self, worker: &str, job: Job) -> Result<(), StoreError> {
-        let inode = self.wanted(job)?;
+        let inode = self.wanted(job).await?;
         let (hash, size) = self.hash(job).await?;
         let mut progress = Progress {
             hash: Some(hash),
@@ -238,6 +262,7 @@ impl Ingest {
                 self.put(job, &hash, size, &source, &lock).await?
             }
         };
+        let published = blob.clone();
         // From here on the file is frozen: every way out thaws or finishes it.
         let commit = Op::Commit {
             ino: job.ino,
@@ -270,15 +295,19 @@ impl Ingest {
             }
             Err(e) => {
                 self.spool.thaw(job.ino, job.generation);
-                if matches!(
-                    e,
-                    StoreError::Tree(TreeError::Superseded | TreeError::NotFound)
-                ) {
-                    info!("inode {}: superseded before it was committed", job.ino);
-                    self.drop_sealed(job);
-                    return Err(StoreError::Stale);
+                match e {
+                    StoreError::Tree(TreeError::Superseded) => {
+                        info!("inode {}: superseded before it was committed", job.ino);
+                        self.spool.lose(job.ino, job.generation);
+                        self.unpublish(&hash, &published).await;
+                        Err(StoreError::Stale)
+                    }
+                    StoreError::Tree(TreeError::NotFound) => {
+                        self.unpublish(&hash, &published).await;
+                        Err(StoreError::Stale)
+                    }
+                    e => Err(e),
                 }
-                Err(e)
             }
         }
     }
@@ -290,6 +319,9 @@ impl Ingest {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::Stale),
             Err(e) => return Err(e.into()),
         };
+        if self.spool.may_be_mapped(job.ino) && !has_no_writer(&file) {
+            return Err(StoreError::StillMapped);
+        }
         let hashed = if file.metadata()?.len() <= HASH_INLINE_BYTES {
             disk::hash(&file, || true)?
         } else {
@@ -394,7 +426,27 @@ impl Ingest {
         self.tree
             .submit(Origin::Node, Commitment::Committed, vec![commit])
             .await?;
+        // The spool file goes next. Until now it was what power loss would have left.
+        self.durable.reached(&self.tree).await?;
         Ok(())
+    }
+
+    /// Removes content that was published for a file that is gone by now. Only where this node alone decides, under the
+    /// lock that it still holds: elsewhere another node may be about to refer to it.
+    async fn unpublish(&self, hash: &ContentHash, blob: &BlobId) {
+        if !self.backends.content_dir_is_store {
+            return;
+        }
+        match self.tree.read(|q| q.content(hash)) {
+            Ok(None) => {
+                if let Err(e) = self.backends.blobs.delete(blob).await {
+                    debug!("removing unused {hash}: {e}");
+                }
+                self.sealed.forget(hash);
+            }
+            Ok(Some(_)) => {}
+            Err(e) => debug!("{hash}: {e}"),
+        }
     }
 }
 

@@ -84,6 +84,12 @@ impl Journal {
         Ok(())
     }
 
+    /// Forgets every record, also of earlier rounds: after power loss their numbers may be given out again.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
+        self.at = 0;
+        self.file.set_len(0)
+    }
+
     /// Begins a new round: everything so far is committed.
     pub(super) fn restart(&mut self) {
         self.at = 0;

@@ -11,11 +11,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::journal::Journal;
 use super::op::{Op, TreeError};
 use super::query::Query;
+use super::reserve::{Reserve, frees_space};
 use super::writer::{self, Writer};
 use super::{Applied, Commitment, Listener, Origin, Result};
 
@@ -23,6 +24,8 @@ use super::{Applied, Commitment, Listener, Origin, Result};
 const SETTLE: Duration = Duration::from_millis(50);
 /// A journal longer than this is committed at once.
 const JOURNAL_BYTES: u64 = 1 << 20;
+/// After how many rounds of settling the reserve is looked at; also how long a new tree waits for it.
+const RESERVE_ROUNDS: u32 = 100;
 
 struct State {
     writer: Writer,
@@ -37,6 +40,7 @@ struct State {
 /// The local order.
 pub(super) struct Local {
     path: PathBuf,
+    reserve: Reserve,
     state: Mutex<State>,
     /// Whether the journal holds changes that a reader's connection does not see. Changed with the state's mutex held.
     unsettled: AtomicBool,
@@ -46,6 +50,10 @@ pub(super) struct Local {
 impl Local {
     /// Opens the database, and brings into it what the journal still holds.
     pub(super) fn open(path: &Path, listener: Listener) -> Result<Arc<Local>> {
+        let reserve = Reserve::new(path);
+        if reserve.is_needed() {
+            reserve.give_up();
+        }
         let journal = Journal::open(&path.with_extension("journal")).map_err(journal_error)?;
         let mut state = State {
             writer: Writer::open(path)?,
@@ -58,11 +66,22 @@ impl Local {
         if restored > 0 {
             info!("{restored} changes were still in the journal");
         }
-        state.commit()?;
+        // A full disk must not keep anybody from the files, least of all from removing some.
+        let settled = match state.commit() {
+            Ok(()) => true,
+            Err(e) => {
+                warn!("namespace: {e}; the journal keeps {restored} changes");
+                false
+            }
+        };
+        if settled {
+            state.journal.clear().map_err(journal_error)?;
+        }
         let this = Arc::new(Local {
             path: path.to_owned(),
+            reserve,
             state: Mutex::new(state),
-            unsettled: AtomicBool::new(false),
+            unsettled: AtomicBool::new(!settled),
             listener,
         });
         tokio::spawn(keep_settling(Arc::downgrade(&this)));
@@ -80,7 +99,14 @@ impl Local {
             if state.closed {
                 return Err(TreeError::Unavailable("shutting down".into()));
             }
-            let applied = state.submit(ops);
+            let mut applied = state.submit(ops);
+            // Whoever frees space on a full disk must be able to.
+            if applied == Err(TreeError::NoSpace)
+                && ops.iter().all(frees_space)
+                && self.reserve.give_up()
+            {
+                applied = state.submit(ops);
+            }
             // Also when this one was refused: the replay before it may have brought others back.
             self.unsettled
                 .store(state.writer.is_open(), Ordering::Release);
@@ -244,12 +270,17 @@ fn journal_error(e: std::io::Error) -> TreeError {
 
 /// Commits within [`SETTLE`], until the tree is closed.
 async fn keep_settling(local: Weak<Local>) {
+    let mut rounds = 0u32;
     while let Some(this) = local.upgrade() {
         if this.state.lock().closed {
             return;
         }
         if let Err(e) = this.settle() {
             error!("namespace: {e}; trying again");
+        }
+        rounds += 1;
+        if rounds % RESERVE_ROUNDS == 0 {
+            this.reserve.renew();
         }
         drop(this);
         tokio::time::sleep(SETTLE).await;

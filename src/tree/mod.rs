@@ -10,6 +10,7 @@ mod local;
 mod logged;
 pub mod op;
 pub mod query;
+mod reserve;
 mod schema;
 mod sequencer;
 mod writer;
@@ -169,8 +170,11 @@ impl Tree {
 
     /// The same for questions that look at many rows: never holds up a change.
     pub fn scan<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
-        self.sequencer.settle()?;
-        self.readers.with(f)
+        match self.sequencer.settle() {
+            Ok(()) => self.readers.with(f),
+            // The disk is full, say. The writer sees everything answered all the same.
+            Err(_) => self.read(f),
+        }
     }
 
     /// Applies `ops` as one: all, or none and the first error.

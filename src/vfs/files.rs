@@ -26,6 +26,8 @@ pub struct Access {
     pub write: bool,
     /// Start from nothing (`O_TRUNC`).
     pub truncate: bool,
+    /// Truncating clears the set-id bits: the caller may not keep them.
+    pub clear_ids: bool,
 }
 
 /// An open file.
@@ -166,16 +168,22 @@ impl Vfs {
         access: Access,
         register: RegisterBacking<'_>,
     ) -> Result<(bool, Option<Backing>)> {
+        let mut transition = open.transition.lock().await;
         let inode = self.attr(open.ino)?.inode;
         if !inode.is_file() {
             return Err(TreeError::Invalid.into());
         }
-        let mut transition = open.transition.lock().await;
+        if access.truncate && access.clear_ids && is_privileged(inode.mode) {
+            self.clear_set_ids(open.ino).await?;
+        }
         if access.truncate {
             self.truncate_locked(open, &mut transition, &inode, 0)
                 .await?;
         } else if access.write {
             self.join_writers(open, &mut transition, &inode).await?;
+        }
+        if !access.write {
+            self.hold_content(open, &inode)?;
         }
         let backing = self.choose_mode(open, &mut transition, &inode, register);
         if access.write {
@@ -216,8 +224,11 @@ impl Vfs {
         if !self.passthrough || is_privileged(inode.mode) {
             return None;
         }
-        let file = open.spool_file()?;
-        match register(&file) {
+        open.spool_file()?;
+        // Registered read-only, the kernel reopens it as each opener asks. So only programs hold it open for writing,
+        // and a worker can tell when the last of them, or of their mappings, is gone.
+        let path = self.spool.path(open.ino, transition.generation);
+        match File::open(path).and_then(|file| register(&file)) {
             Ok(backing) => {
                 self.spool.set_backing(open.ino, true);
                 transition.mode = Mode::Passthrough(backing.clone());
@@ -250,7 +261,41 @@ impl Vfs {
                 let file = self.spool.create(open.ino, generation)?;
                 self.begin_writing(open, transition, generation, file, Some(inode))?;
             }
+            TakeBack::Outdated(generation, file) => {
+                self.refill(inode, file.clone()).await?;
+                self.begin_writing(open, transition, generation, file, Some(inode))?;
+            }
             TakeBack::Nothing | TakeBack::Shared(_) | TakeBack::Busy => {}
+        }
+        // The kernel would let this writer write to a backing file that nobody stores.
+        if matches!(transition.mode, Mode::Passthrough(_)) && open.spool_file().is_none() {
+            return Err(VfsError::Lost(open.ino.0));
+        }
+        Ok(())
+    }
+
+    /// Fills a backing file that the kernel holds with the content that another node closed meanwhile.
+    async fn refill(&self, inode: &Inode, file: Arc<File>) -> Result<()> {
+        let source = self.stored(inode).await?;
+        blocking(move || {
+            rustix::fs::ftruncate(&*file, 0)?;
+            match source {
+                Some(source) => disk::copy(&source, &file),
+                None => Ok(()),
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Opens stored content that is on this disk, so that it stays readable after its last name went.
+    fn hold_content(&self, open: &Arc<OpenInode>, inode: &Inode) -> Result<()> {
+        if let tree::Body::Stored { hash, .. } = &inode.body
+            && matches!(&*open.body.read(), Body::Unloaded)
+            && self.spool.stage(open.ino).is_none()
+            && let Some(file) = self.sealed.open_local(hash)?
+        {
+            *open.body.write() = Body::Sealed(file);
         }
         Ok(())
     }
@@ -261,7 +306,7 @@ impl Vfs {
             let changed = self.spool.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.spool.take_back(open.ino, inode.generation.next())? {
+            match self.spool.take_back(open.ino, inode.generation)? {
                 TakeBack::Busy => changed.await,
                 other => return Ok(other),
             }
@@ -305,7 +350,11 @@ impl Vfs {
             Some(inode) => inode,
             None => self.tree.read(|q| q.inode(open.ino))?,
         };
-        if let TakeBack::Writing(generation, file) = self.take_back(open, &inode).await? {
+        let taken = self.take_back(open, &inode).await?;
+        if let TakeBack::Outdated(_, file) = &taken {
+            self.refill(&inode, file.clone()).await?;
+        }
+        if let TakeBack::Writing(generation, file) | TakeBack::Outdated(generation, file) = taken {
             self.begin_writing(open, transition, generation, file.clone(), Some(&inode))?;
             return Ok(file);
         }
@@ -350,7 +399,7 @@ impl Vfs {
         let mut inode = inode.clone();
         let mut looks = 0;
         let found = loop {
-            match self.spool.open_sealed(open.ino) {
+            match self.spool.open_sealed(open.ino, inode.generation) {
                 Ok(Some(file)) => break Some(file),
                 Ok(None) => {}
                 // A worker finished with it between two looks: it is content now.
@@ -574,7 +623,8 @@ impl Vfs {
     pub async fn fsync(&self, fh: u64, data_only: bool) -> Result<()> {
         let handle = self.opens.handle(fh)?;
         let open = &handle.open;
-        let Some(file) = open.spool_file() else {
+        // Also what others wrote and closed, which may still be in the spool.
+        let Some(file) = self.readable(open).await? else {
             return Ok(self.tree.sync()?);
         };
         blocking(move || {
@@ -669,7 +719,10 @@ impl Vfs {
             Ok(inode) => inode.generation < transition.generation && acknowledged.is_ok(),
             Err(_) => false,
         };
-        *open.body.write() = Body::Sealed(file);
+        // Readers go on with a file that cannot write, so that a worker can tell when nobody else can either.
+        let reader = File::open(self.spool.path(open.ino, transition.generation))?;
+        *open.body.write() = Body::Sealed(Arc::new(reader));
+        drop(file);
         if let Some(generation) = self.spool.seal(open.ino) {
             if unchanged {
                 self.store_unchanged(open.ino, generation).await?;

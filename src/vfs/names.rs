@@ -208,10 +208,11 @@ impl Vfs {
             return self.attr(ino);
         }
         // The spool file's own time is the truth while it is written.
-        if let (Some(open), Some(mtime)) = (&open, change.mtime)
-            && let Some(file) = open.spool_file()
-        {
-            disk::set_mtime(&file, mtime)?;
+        if let Some(mtime) = change.mtime {
+            match open.as_ref().and_then(|o| o.spool_file()) {
+                Some(file) => disk::set_mtime(&file, mtime)?,
+                None => self.spool.set_sealed_mtime(ino, mtime)?,
+            }
         }
         let applied = self
             .op(Op::SetAttr {
