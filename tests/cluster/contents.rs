@@ -250,3 +250,34 @@ fn a_small_cache_is_filled_again() {
         disk_usage(&b.data().join("content")) <= 2 << 20
     });
 }
+
+/// A reader that waits for content which a dead node still has holds up nobody else on its machine.
+#[test]
+fn regression_a_waiting_reader_does_not_keep_changes_from_being_seen() {
+    let cluster = Cluster::shared();
+    let (a, b, c) = (cluster.node(), cluster.node(), cluster.node());
+    write_closed(&a.at("f"), &bytes(1, 30_000_000)).unwrap();
+    a.kill9();
+    becomes(SOON, 30_000_000, || {
+        fs::metadata(b.at("f")).map_or(0, |m| m.len())
+    });
+    fs::create_dir(c.at("d")).unwrap();
+    becomes(SOON, true, || b.at("d").exists());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read(b.at("f")));
+        std::thread::sleep(Duration::from_millis(300));
+        let killed_too = bytes(2, 30_000_000);
+        write_closed(&c.at("f"), &killed_too).unwrap();
+        c.kill9();
+        // As long as the reader waits.
+        std::thread::sleep(Duration::from_millis(300));
+        a.remount();
+        assert!(!reader.is_finished());
+        fs::rename(a.at("d"), a.at("e")).unwrap();
+        becomes(SOON, false, || b.at("d").exists());
+        c.remount();
+        let _ = reader.join().unwrap();
+        c.wait_stored();
+        assert!(fs::read(b.at("f")).unwrap() == killed_too);
+    });
+}
