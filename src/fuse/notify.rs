@@ -1,7 +1,9 @@
 //! Tells the kernel what changed behind its back: by other nodes, or by the sidecar.
 //!
-//! From a thread of its own, never inside a callback: invalidating an inode waits for its pages, which can wait for
-//! requests that a callback is serving. What is not told yet is kept as a set, so it is bounded by what is distinct.
+//! From threads of their own, never inside a callback: invalidating an inode's pages waits for them, which can wait for
+//! requests that a callback is serving, such as a read of content that another node still has. So pages have a thread
+//! apart from names and attributes, which never wait. What is not told yet is kept as sets, so it is bounded by what is
+//! distinct.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -25,6 +27,7 @@ enum Change {
 #[derive(Default)]
 struct Pending {
     changes: HashSet<Change>,
+    pages: HashSet<Ino>,
     closed: bool,
 }
 
@@ -52,17 +55,19 @@ impl Invalidations {
             pending.changes.insert(change);
         }
         if !pending.changes.is_empty() {
-            wake.notify_one();
+            wake.notify_all();
         }
     }
 
     /// Drops what was noted before there was a mount: the kernel knows nothing yet. Telling it all the same can make it
     /// drop the answer to its first look at the root, and then the root belongs to nobody who could use it.
     pub fn clear(&self) {
-        self.0.0.lock().changes.clear();
+        let mut pending = self.0.0.lock();
+        pending.changes.clear();
+        pending.pages.clear();
     }
 
-    /// Tells the kernel until [`Invalidations::close`].
+    /// Tells the kernel of names and attributes until [`Invalidations::close`].
     pub fn run(&self, notifier: &Notifier) {
         let (pending, wake) = &*self.0;
         loop {
@@ -83,7 +88,11 @@ impl Invalidations {
                     }
                     // A negative offset leaves the pages alone.
                     Change::Attributes(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
-                    Change::Content(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+                    Change::Content(ino) => {
+                        pending.lock().pages.insert(*ino);
+                        wake.notify_all();
+                        notifier.inval_inode(INodeNo(ino.0), -1, 0)
+                    }
                 };
                 if let Err(e) = told {
                     debug!("invalidating {change:?}: {e}");
@@ -92,7 +101,29 @@ impl Invalidations {
         }
     }
 
-    /// Ends [`Invalidations::run`].
+    /// Tells the kernel of pages until [`Invalidations::close`].
+    pub fn run_pages(&self, notifier: &Notifier) {
+        let (pending, wake) = &*self.0;
+        loop {
+            let pages = {
+                let mut pending = pending.lock();
+                while pending.pages.is_empty() && !pending.closed {
+                    wake.wait(&mut pending);
+                }
+                if pending.closed {
+                    return;
+                }
+                std::mem::take(&mut pending.pages)
+            };
+            for ino in pages {
+                if let Err(e) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+                    debug!("invalidating the pages of inode {ino}: {e}");
+                }
+            }
+        }
+    }
+
+    /// Ends [`Invalidations::run`] and [`Invalidations::run_pages`].
     pub fn close(&self) {
         self.0.0.lock().closed = true;
         self.0.1.notify_all();

@@ -91,8 +91,11 @@ pub fn mount(
     invalidations.clear();
     let mut session = Session::new(adapter, mountpoint, &config)?;
     let unmounter = session.unmount_callable();
-    let notifier = session.notifier();
-    let changes = invalidations.clone();
+    let (notifier, changes) = (session.notifier(), invalidations.clone());
+    std::thread::Builder::new()
+        .name("fuse-notify-pages".into())
+        .spawn(move || changes.run_pages(&notifier))?;
+    let (notifier, changes) = (session.notifier(), invalidations.clone());
     std::thread::Builder::new()
         .name("fuse-notify".into())
         .spawn(move || changes.run(&notifier))?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,10 +12,15 @@ use mongodb::bson::{Document, doc};
 
 use crate::Cluster;
 use crate::common::files::{bytes, disk_usage, sha256, write_closed, xattr};
-use crate::common::run::{becomes, eventually};
+use crate::common::run::becomes;
 
 const SOON: Duration = Duration::from_secs(2);
 const STORED: Duration = Duration::from_secs(60);
+
+/// Waits until a file is there at its full length: it is made, and empty, before it is closed.
+fn arrives(path: &Path, len: u64) {
+    becomes(SOON, Some(len), || fs::metadata(path).ok().map(|m| m.len()));
+}
 
 #[test]
 fn what_is_closed_here_is_read_there_and_by_a_third() {
@@ -27,11 +33,8 @@ fn what_is_closed_here_is_read_there_and_by_a_third() {
         let content = bytes(n as u64, len);
         assert!(!to.at(&name).exists());
         write_closed(&from.at(&name), &content).unwrap();
-        becomes(SOON, true, || to.at(&name).exists());
         // It may not be stored yet: whoever reads waits, and sees all of it.
-        eventually(SOON, "the size", || {
-            (fs::metadata(to.at(&name)).unwrap().len() == len as u64).then_some(())
-        });
+        arrives(&to.at(&name), len as u64);
         assert!(fs::read(to.at(&name)).unwrap() == content, "{name}");
     }
     a.wait_stored();
@@ -183,7 +186,7 @@ fn a_reader_keeps_what_the_other_node_removes() {
     let content = bytes(1, 3_000_000);
     write_closed(&a.at("f"), &content).unwrap();
     a.wait_stored();
-    becomes(SOON, true, || b.at("f").exists());
+    arrives(&b.at("f"), 3_000_000);
     let open = File::open(b.at("f")).unwrap();
     let mut got = vec![0; content.len()];
     open.read_exact_at(&mut got[..1000], 0).unwrap();
@@ -204,7 +207,7 @@ fn a_killed_node_keeps_its_promises() {
         write_closed(&a.at(format!("f{n}")), &content(n)).unwrap();
     }
     a.kill9();
-    becomes(SOON, true, || b.at("f19").exists());
+    arrives(&b.at("f19"), 300_000);
     a.remount();
     for n in 0..20 {
         let path = b.at(format!("f{n}"));
@@ -227,7 +230,7 @@ fn a_small_cache_is_filled_again() {
     for _ in 0..2 {
         for n in 0..12 {
             let path = b.at(format!("f{n}"));
-            eventually(SOON, "the file", || path.exists().then_some(()));
+            arrives(&path, 500_000);
             assert!(fs::read(&path).unwrap() == content(n));
         }
     }
@@ -248,5 +251,34 @@ fn a_small_cache_is_filled_again() {
     assert_eq!(cache["mismatches"], 0);
     becomes(STORED, true, || {
         disk_usage(&b.data().join("content")) <= 2 << 20
+    });
+}
+
+/// A reader that waits for content which a dead node still has holds up nobody else on its machine.
+#[test]
+fn regression_a_waiting_reader_does_not_keep_changes_from_being_seen() {
+    let cluster = Cluster::shared();
+    let (a, b, c) = (cluster.node(), cluster.node(), cluster.node());
+    write_closed(&a.at("f"), &bytes(1, 30_000_000)).unwrap();
+    a.kill9();
+    arrives(&b.at("f"), 30_000_000);
+    fs::create_dir(c.at("d")).unwrap();
+    becomes(SOON, true, || b.at("d").exists());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read(b.at("f")));
+        std::thread::sleep(Duration::from_millis(300));
+        let killed_too = bytes(2, 30_000_000);
+        write_closed(&c.at("f"), &killed_too).unwrap();
+        c.kill9();
+        // As long as the reader waits.
+        std::thread::sleep(Duration::from_millis(300));
+        a.remount();
+        assert!(!reader.is_finished());
+        fs::rename(a.at("d"), a.at("e")).unwrap();
+        becomes(SOON, false, || b.at("d").exists());
+        c.remount();
+        let _ = reader.join().unwrap();
+        c.wait_stored();
+        assert!(fs::read(b.at("f")).unwrap() == killed_too);
     });
 }

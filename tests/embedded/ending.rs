@@ -28,7 +28,8 @@ fn every_orderly_end_keeps_everything() {
         let ended = run_within(Duration::from_secs(20), command);
         assert!(ended.status.success(), "{ended:?}");
     };
-    let ways: [(&str, fn(&Mount)); 5] = [
+    type Way = (&'static str, fn(&Mount));
+    let ways: [Way; 5] = [
         ("umount", umount),
         ("terminate", |m| m.signal(Signal::SIGTERM)),
         ("interrupt", |m| m.signal(Signal::SIGINT)),
@@ -104,7 +105,7 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
         };
         args.extend(more.iter().chain(api).map(PathBuf::from));
         let ended = oncefs_ended(&args);
-        assert!(!is_mounted(&mnt), "{ended:?}");
+        assert!(!is_mounted(mnt), "{ended:?}");
         ended
     };
     let pid = m.pid().to_string();
