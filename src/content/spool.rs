@@ -378,6 +378,16 @@ impl Spool {
         entries.get(&ino).map(|e| (e.stage, e.progress.clone()))
     }
 
+    /// The inodes whose sealed file is known to hash to `hash`.
+    pub fn with_hash(&self, hash: &ContentHash) -> Vec<Ino> {
+        let entries = self.entries.lock();
+        entries
+            .iter()
+            .filter(|(_, e)| e.stage != Stage::Writing && e.progress.hash == Some(*hash))
+            .map(|(ino, _)| *ino)
+            .collect()
+    }
+
     /// Notes how far this generation has come.
     pub fn set_progress(&self, ino: Ino, generation: Generation, progress: Progress) {
         let mut entries = self.entries.lock();

@@ -114,9 +114,11 @@ impl Vfs {
     pub async fn delete_content(&self, hash: &ContentHash) -> Result<usize> {
         let mut removed = 0;
         loop {
+            // Also files that are known to have it and wait to be stored.
+            let waiting = self.spool.with_hash(hash);
             let names = self.tree.scan(|q| {
                 let mut names = Vec::new();
-                for ino in q.files_of(hash, 256)? {
+                for ino in q.files_of(hash, 256)?.into_iter().chain(waiting) {
                     names.extend(q.names_of(ino, 256)?);
                 }
                 Ok(names)

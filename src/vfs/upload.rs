@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::names::bytes;
 use super::{Caller, Result, Vfs};
+use crate::content::spool::Progress;
 use crate::tree::op::check_name;
 use crate::tree::{self, Commitment, Op, Origin, TreeError};
-use crate::types::{ContentHash, Generation, Ino, Time};
+use crate::types::{ContentHash, Generation, Ino, Status, Time};
 
 /// A finished upload that has no name yet. Its file is removed when this is dropped unused.
 pub struct Incoming {
@@ -126,6 +127,12 @@ impl Vfs {
             mtime: now,
             ctime: now,
         };
+        let hashed = Progress {
+            hash: Some(incoming.hash),
+            status: Status::Queued,
+            error: None,
+        };
+        self.spool.set_progress(ino, generation, hashed);
         let submitted = self
             .tree
             .submit(Origin::Node, Commitment::Committed, vec![create, pending])

@@ -255,7 +255,14 @@ impl Model {
             } => {
                 let node = self.node(*ino)?;
                 let kind = node.mode & libc::S_IFMT;
-                node.mode = mode.map_or(node.mode, |m| kind | m & 0o7777);
+                // A file that changes hands loses its set-id bits.
+                let lost = match kind {
+                    libc::S_IFREG if node.mode & 0o010 != 0 => 0o6000,
+                    libc::S_IFREG => 0o4000,
+                    _ => 0,
+                };
+                let kept = if uid.or(*gid).is_some() { !lost } else { !0 };
+                node.mode = mode.map_or(node.mode & kept, |m| kind | m & 0o7777);
                 node.uid = uid.unwrap_or(node.uid);
                 node.gid = gid.unwrap_or(node.gid);
                 node.times = [
