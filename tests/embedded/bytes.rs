@@ -168,10 +168,10 @@ fn syncing(m: &Mount) {
 }
 
 /// A mapping of a file, shared.
-struct Map(*mut u8, usize);
+pub struct Map(*mut u8, usize);
 
 impl Map {
-    fn new(file: &File, len: usize, protection: i32) -> Map {
+    pub fn new(file: &File, len: usize, protection: i32) -> Map {
         // SAFETY: a new mapping of an open file; nothing else uses the address.
         let at = unsafe {
             libc::mmap(
@@ -187,12 +187,12 @@ impl Map {
         Map(at.cast(), len)
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
+    pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the mapping lives as long as self, and the file is not shortened meanwhile.
         unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
     }
 
-    fn sync(&self) {
+    pub fn sync(&self) {
         // SAFETY: of this very mapping.
         assert_eq!(
             unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) },

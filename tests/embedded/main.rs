@@ -32,5 +32,6 @@ mod ending;
 mod gc;
 mod names;
 mod programs;
+mod promises;
 mod sidecar;
 mod user;
