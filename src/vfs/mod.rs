@@ -2,9 +2,10 @@
 //! sidecar uses the same operations.
 //!
 //! [`Vfs`] joins the namespace ([`Tree`]), the bytes ([`Spool`], [`Sealed`]) and the way into the store
-//! ([`crate::ingest`]). [`names`] holds the operations on names and attributes, [`files`] those on bytes, [`xattrs`] the
-//! extended attributes, [`open`] what is open now.
+//! ([`crate::ingest`]). [`names`] holds the operations on names and attributes, [`files`] those on bytes, `bodies` where
+//! those bytes are, [`xattrs`] the extended attributes, [`open`] what is open now.
 
+mod bodies;
 pub mod error;
 pub mod files;
 pub mod names;
