@@ -279,7 +279,7 @@ async fn keep_settling(local: Weak<Local>) {
             error!("namespace: {e}; trying again");
         }
         rounds += 1;
-        if rounds % RESERVE_ROUNDS == 0 {
+        if rounds.is_multiple_of(RESERVE_ROUNDS) {
             this.reserve.renew();
         }
         drop(this);
