@@ -194,10 +194,8 @@ impl Map {
 
     pub fn sync(&self) {
         // SAFETY: of this very mapping.
-        assert_eq!(
-            unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) },
-            0
-        );
+        let synced = unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) };
+        assert_eq!(synced, 0);
     }
 }
 
