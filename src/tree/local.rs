@@ -24,6 +24,8 @@ use super::{Applied, Commitment, Listener, Origin, Result};
 const SETTLE: Duration = Duration::from_millis(50);
 /// A journal longer than this is committed at once.
 const JOURNAL_BYTES: u64 = 1 << 20;
+/// When nothing has changed for so many rounds of settling, the write-ahead log's space is given back.
+const TIDY_ROUNDS: u32 = 10;
 /// After how many rounds of settling the reserve is looked at; also how long a new tree waits for it.
 const RESERVE_ROUNDS: u32 = 100;
 
@@ -270,7 +272,7 @@ fn journal_error(e: std::io::Error) -> TreeError {
 
 /// Commits within [`SETTLE`], until the tree is closed.
 async fn keep_settling(local: Weak<Local>) {
-    let mut rounds = 0u32;
+    let (mut rounds, mut tidied) = (0u32, 0);
     while let Some(this) = local.upgrade() {
         if this.state.lock().closed {
             return;
@@ -279,6 +281,14 @@ async fn keep_settling(local: Weak<Local>) {
             error!("namespace: {e}; trying again");
         }
         rounds += 1;
+        if rounds.is_multiple_of(TIDY_ROUNDS)
+            && let Some(state) = this.state.try_lock()
+        {
+            if state.number == tidied {
+                state.writer.tidy();
+            }
+            tidied = state.number;
+        }
         if rounds.is_multiple_of(RESERVE_ROUNDS) {
             this.reserve.renew();
         }

@@ -19,7 +19,9 @@ const WAL_BYTES: u64 = 4 << 20;
 /// One larger than this makes the writer wait for that.
 const WAL_BYTES_MAX: u64 = 64 << 20;
 /// After how many commits its size is looked at.
-const COMMITS_PER_LOOK: u64 = 16;
+const COMMITS_PER_LOOK: u64 = 4;
+/// What is left of it when nothing happens.
+const WAL_BYTES_IDLE: u64 = 512 << 10;
 
 /// The writer's connection and its transaction.
 pub(super) struct Writer {
@@ -142,8 +144,22 @@ impl Writer {
         Ok(())
     }
 
+    fn wal_bytes(&self) -> u64 {
+        std::fs::metadata(wal_path(&self.checkpointer.path)).map_or(0, |m| m.len())
+    }
+
+    /// Gives the space of the write-ahead log back. For moments in which nothing happens.
+    pub(super) fn tidy(&self) {
+        if !self.open && self.wal_bytes() > WAL_BYTES_IDLE {
+            let mut state = self.checkpointer.state.lock();
+            state.due = true;
+            state.idle = true;
+            self.checkpointer.wake.notify_one();
+        }
+    }
+
     fn look_at_wal(&self) {
-        let bytes = std::fs::metadata(wal_path(&self.checkpointer.path)).map_or(0, |m| m.len());
+        let bytes = self.wal_bytes();
         if bytes > WAL_BYTES_MAX {
             checkpoint(&self.conn, "TRUNCATE");
         } else if bytes > WAL_BYTES {
@@ -181,6 +197,8 @@ pub(super) fn sync_wal(path: &Path) -> Result<()> {
 #[derive(Default)]
 struct State {
     due: bool,
+    /// Nobody writes: the file can be cut.
+    idle: bool,
     closed: bool,
 }
 
@@ -200,7 +218,7 @@ impl Checkpointer {
             Err(e) => return error!("namespace: no checkpoints: {e}"),
         };
         loop {
-            {
+            let mode = {
                 let mut state = self.state.lock();
                 while !state.due && !state.closed {
                     self.wake.wait(&mut state);
@@ -209,8 +227,13 @@ impl Checkpointer {
                     return;
                 }
                 state.due = false;
-            }
-            checkpoint(&conn, "PASSIVE");
+                if std::mem::take(&mut state.idle) {
+                    "TRUNCATE"
+                } else {
+                    "PASSIVE"
+                }
+            };
+            checkpoint(&conn, mode);
         }
     }
 }
