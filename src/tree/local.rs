@@ -25,8 +25,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// A journal longer than this is committed at once.
 const JOURNAL_BYTES: u64 = 1 << 20;
 /// When nothing has changed for so many rounds of settling, the write-ahead log's space is given back.
-const TIDY_ROUNDS: u32 = 10;
-/// After how many rounds of settling the reserve is looked at; also how long a new tree waits for it.
+const TIDY_ROUNDS: u32 = 4;
+/// After how many rounds of settling the reserve is looked at.
 const RESERVE_ROUNDS: u32 = 100;
 
 struct State {
@@ -86,6 +86,7 @@ impl Local {
             unsettled: AtomicBool::new(!settled),
             listener,
         });
+        this.reserve.renew();
         tokio::spawn(keep_settling(Arc::downgrade(&this)));
         Ok(this)
     }
