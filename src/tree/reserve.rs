@@ -57,7 +57,9 @@ impl Reserve {
 
     /// Sets the space aside again when there is plenty.
     pub(super) fn renew(&self) {
-        if self.path.exists() || self.free_bytes().is_none_or(|free| free < BYTES * PLENTY) {
+        // By its length: a kill may have come between making the file and giving it its space.
+        let set_aside = fs::metadata(&self.path).is_ok_and(|m| m.len() >= BYTES);
+        if set_aside || self.free_bytes().is_none_or(|free| free < BYTES * PLENTY) {
             return;
         }
         let set_aside = File::create(&self.path)
