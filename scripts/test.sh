@@ -6,11 +6,7 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-need_build_tools
-need getfattr:attr rsync:rsync git:git sqlite3:sqlite3 strace:strace jq:jq ip:iproute2 python3:python3
-need_etcd
-need_mongod
-[ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null || true
+need_for_tests
 
 cd "$root"
 say "cargo test, with $("$ONCEFS_MONGOD" --version | head -n 1) and $(etcd --version | head -n 1)"

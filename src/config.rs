@@ -11,10 +11,23 @@ pub struct ClusterConfig {
     pub mongodb: String,
     /// etcd endpoints such as `http://10.0.0.1:2379`. May hold user and password likewise.
     pub etcd: Vec<String>,
+    /// How to be sure of etcd, and etcd of this node, where the endpoints are `https://`.
+    pub etcd_tls: EtcdTls,
     /// The database that holds everything of one tree.
     pub database: String,
     /// Life of a hash lock without renewal.
     pub lock_ttl: Duration,
+    /// Log entries between two checkpoints of the namespace, at the least.
+    pub checkpoint_every: u64,
+}
+
+/// Certificates for etcd, in PEM. What MongoDB needs of this kind is in its connection string.
+#[derive(Clone, Default)]
+pub struct EtcdTls {
+    /// Whose signature makes a server certificate good; without one the roots of the operating system.
+    pub ca: Option<Vec<u8>>,
+    /// The certificate and key of this node, where etcd asks for them.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Options of the mount itself.
@@ -24,6 +37,8 @@ pub struct MountConfig {
     pub allow_other: bool,
     /// Mount read-only.
     pub read_only: bool,
+    /// Ask for the log's head before names are looked up, files opened and directories listed.
+    pub strict: bool,
     /// Shown as the source of the mount.
     pub fsname: Option<String>,
     /// Further mount options, already checked to be known.
@@ -43,6 +58,8 @@ pub struct Config {
     pub cluster: Option<ClusterConfig>,
     /// Where the sidecar listens; `None`: only on the control socket in the data directory.
     pub api: Option<SocketAddr>,
+    /// Where peers of the cluster may ask for content, as they reach this node: host and port. `None`: nowhere.
+    pub peer: Option<String>,
     /// How many workers store content.
     pub workers: usize,
     /// How many jobs wait in memory at the most.
@@ -77,6 +94,35 @@ impl DataDir {
         self.0.join("lock")
     }
 
+    /// Whether the directory is one of this program's own, or holds nothing that is anybody else's: what is of no use here
+    /// is removed, so nobody's files may lie here. Names the first thing that is not.
+    pub fn foreign(&self) -> std::io::Result<Option<PathBuf>> {
+        if self.node().exists() {
+            return Ok(None);
+        }
+        let listed = match std::fs::read_dir(&self.0) {
+            Ok(listed) => listed,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        // What a first start that was cut off can have left, and the empty root of a disk.
+        let own = ["lock", "oncefs.log", "node.new", "boot", "belongs-to"];
+        let own_dirs = ["spool", "spare", "content", "tmp", "lost+found"];
+        for entry in listed {
+            let entry = entry?;
+            let name = entry.file_name();
+            let is_dir = entry.file_type()?.is_dir();
+            let known = name.to_str().is_some_and(|name| match is_dir {
+                true => own_dirs.contains(&name) && is_empty_below(&entry.path()),
+                false => own.contains(&name),
+            });
+            if !known {
+                return Ok(Some(entry.path()));
+            }
+        }
+        Ok(None)
+    }
+
     /// The lasting name of this node.
     pub fn node(&self) -> PathBuf {
         self.0.join("node")
@@ -85,6 +131,11 @@ impl DataDir {
     /// Which start of the machine recovered this directory last.
     pub fn boot(&self) -> PathBuf {
         self.0.join("boot")
+    }
+
+    /// Says which tree the directory belongs to.
+    pub fn belongs_to(&self) -> PathBuf {
+        self.0.join("belongs-to")
     }
 
     /// The namespace database.
@@ -97,6 +148,11 @@ impl DataDir {
         self.0.join("spool")
     }
 
+    /// Empty files that become spool files; emptied at start.
+    pub fn spare(&self) -> PathBuf {
+        self.0.join("spare")
+    }
+
     /// Sealed content by hash: the store in embedded mode, the cache in a cluster.
     pub fn content(&self) -> PathBuf {
         self.0.join("content")
@@ -105,6 +161,16 @@ impl DataDir {
     /// Unfinished fetches and uploads; emptied at start.
     pub fn tmp(&self) -> PathBuf {
         self.0.join("tmp")
+    }
+
+    /// Content that was found damaged, `<hash>.<time>`; nothing reads it again.
+    pub fn quarantine(&self) -> PathBuf {
+        self.0.join("quarantine")
+    }
+
+    /// Files that were closed and not on disk when the machine went down, for a person to look at.
+    pub fn torn(&self) -> PathBuf {
+        self.0.join("torn")
     }
 
     /// The host token, when it was not given from outside.
@@ -127,6 +193,18 @@ impl DataDir {
         let name = hash.to_string();
         dir.join(&name[..2]).join(name)
     }
+}
+
+/// Whether there is no file in `dir`, nor in the directories in it.
+pub(crate) fn is_empty_below(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| {
+        entries.all(|entry| {
+            entry.is_ok_and(|e| {
+                e.file_type().is_ok_and(|t| t.is_dir())
+                    && std::fs::read_dir(e.path()).is_ok_and(|mut inner| inner.next().is_none())
+            })
+        })
+    })
 }
 
 /// `uri` with its user part replaced, fit to be shown.

@@ -10,15 +10,18 @@
 //! | [`node`] | the only wiring: open, recover, start workers, mount, serve, and the same backwards |
 //! | [`fuse`], [`sidecar`] | the two ways in: the kernel, and HTTP |
 //! | [`vfs`] | what a file operation means; what is open |
+//! | [`mod@fsck`] | looking for damage: tables, content, spool; once, or slowly in the background |
+//! | [`import`] | bringing an embedded tree into a mounted one |
 //! | [`ingest`] | from a sealed file to stored content; recovery at start; removal of unused content |
 //! | [`tree`] | the namespace: ops, applying them, questions, and the order in which they happen |
 //! | [`content`] | bytes on the local disk: spool files, and sealed content by hash |
 //! | [`backend`] | the seams to content store, namespace log, locks, records, members; embedded and cluster |
 //! | [`config`], [`types`] | values that all rooms share |
+//! | [`windows`] | the moments of a crash, by name, for the tests |
 //!
 //! # Two flows
 //!
-//! **Writing.** `create` ([`vfs::files`]) makes a spool file and an `Op::Create`; the kernel writes to the spool file
+//! **Writing.** `create` ([`vfs::opening`]) makes a spool file and an `Op::Create`; the kernel writes to the spool file
 //! itself (passthrough) or through [`fuse`]. `flush` submits `Op::Pending`: from then on the bytes survive the daemon being
 //! killed. The last `release` seals the spool file and wakes a worker ([`ingest`]): hash → lock of the hash → already
 //! stored? else put → `Op::Commit` → the spool file is gone, its bytes are content.
@@ -29,13 +32,16 @@
 //! # What always holds
 //!
 //! - Data is durable before anything refers to it: content is published before the `Op::Commit` that names it.
+//! - After power loss only a spool file is believed that says of itself that it was synced ([`content::spool`]).
 //! - A spool file goes only after the namespace has its content under a hash, or has no use for it any more.
 //! - While a spool file is being published nobody writes to it; a spool file that shares its inode with content is never
 //!   written again ([`content::spool`]).
+//! - Content is read through [`content::verified`]: what the disk damaged is an error or fetched again, never returned.
 //! - Every change of the namespace is an [`tree::Op`], applied by [`tree::apply`] and nothing else, in one order.
-//! - Locks only save work. Without any of them content is still stored once and nothing is lost.
+//! - The locks of contents only save work: without any of them content is still stored once and nothing is lost. File locks
+//!   are for programs, which rely on them ([`vfs::locking`]).
 //!
-//! Start reading at [`node::run`], then [`vfs::files`] and `ingest/worker.rs`.
+//! Start reading at [`node::run`], then [`vfs::opening`] and `ingest/worker.rs`.
 
 #![cfg_attr(
     not(test),
@@ -46,10 +52,13 @@ pub mod backend;
 pub mod cli;
 pub mod config;
 pub mod content;
+pub mod fsck;
 pub mod fuse;
+pub mod import;
 pub mod ingest;
 pub mod node;
 pub mod sidecar;
 pub mod tree;
 pub mod types;
 pub mod vfs;
+pub mod windows;

@@ -1,18 +1,20 @@
 //! One running node: the only place where the rooms are wired together. Opens, recovers, starts the workers, mounts,
 //! serves, and ends it all in the opposite order.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::io::{self, Read, Seek};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
-use crate::backend::{self, BackendError, Member};
+use crate::backend::{self, BackendError, Load, Member, Membership};
 use crate::config::{Config, DataDir};
 use crate::content::{Sealed, Spool, disk, leases_work};
 use crate::fuse::{self, notify::Invalidations};
@@ -24,6 +26,17 @@ use crate::vfs::{Caller, Vfs};
 
 /// How long workers may finish what they have in hand when the node ends.
 const WORKERS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the namespace may finish the call to the log that it is in.
+const TREE_DEADLINE: Duration = Duration::from_secs(8);
+
+/// How often a node tells the others how far it is.
+const REPORT: Duration = Duration::from_secs(2);
+/// How long a new node waits for one that is ending. It takes longer than [`WORKERS_DEADLINE`] in the worst case only.
+pub(crate) const ENDING_DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long a killed daemon may take to end by itself.
+const DYING_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Why a node did not start, or did not end well: a sentence for the person who started it.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +65,26 @@ pub enum NodeError {
 }
 
 /// Holds the data directory for this process.
-struct DataLock(File);
+pub(crate) struct DataLock(File);
 
 impl DataLock {
-    fn take(data: &DataDir) -> Result<DataLock, NodeError> {
+    /// A daemon whose mount is gone is ending, and is waited for: `umount` returns before it has.
+    pub(crate) async fn take(data: &DataDir, mountpoint: &Path) -> Result<DataLock, NodeError> {
         let refuse = |why: String| NodeError::DataDir(data.root().display().to_string(), why);
+        match data.foreign() {
+            Ok(None) => {}
+            Ok(Some(found)) => {
+                return Err(refuse(format!(
+                    "holds {}, which is not of an oncefs; name an empty or a new directory",
+                    found.display()
+                )));
+            }
+            Err(e) => return Err(refuse(format!("cannot be read: {e}"))),
+        }
         for dir in [
             data.root().to_owned(),
             data.spool(),
+            data.spare(),
             data.content(),
             data.tmp(),
         ] {
@@ -76,18 +101,69 @@ impl DataLock {
             .truncate(false)
             .open(data.lock())
             .map_err(|e| refuse(format!("cannot be used: {e}")))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            return Err(refuse(format!(
-                "in use by process {}; unmount that first, or choose another with --data-dir",
-                pid.trim()
-            )));
+        let deadline = Instant::now() + ENDING_DEADLINE;
+        while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let (pid, mounted) = holder(&mut file)?;
+            let mounted = mounted.as_path();
+            let serves = pid.parse().is_ok_and(|pid| {
+                fuse::table::find_as(pid, mounted).is_ok_and(|found| found.is_some())
+            });
+            if serves || Instant::now() > deadline {
+                return Err(refuse(format!(
+                    "in use by process {pid}; unmount that first, or choose another with --data-dir"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())?;
+        let mut line = format!("{}\n", std::process::id()).into_bytes();
+        line.extend_from_slice(mountpoint.as_os_str().as_bytes());
+        line.push(b'\n');
+        // Over what is there, which takes no room that is not taken already. It only informs.
+        let noted = file
+            .write_all_at(&line, 0)
+            .and_then(|()| file.set_len(line.len() as u64));
+        match noted {
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                warn!("the disk is full: who holds the data directory is not noted");
+            }
+            noted => noted?,
+        }
         Ok(DataLock(file))
+    }
+}
+
+/// Who noted that it uses the data directory: process id and mount point.
+fn holder(file: &mut File) -> io::Result<(String, PathBuf)> {
+    let mut noted = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut noted)?;
+    let mut lines = noted.splitn(2, |b| *b == b'\n');
+    let pid = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
+    let mounted = lines.next().unwrap_or_default().trim_ascii_end();
+    Ok((pid, PathBuf::from(OsStr::from_bytes(mounted))))
+}
+
+/// Lets a daemon end that was killed and cannot: it still holds the data directory, and whoever looks at its mount waits
+/// for ever. Most end by themselves, within moments.
+async fn release_killed(data: &DataDir) -> io::Result<()> {
+    // What is wrong with it is told by who takes it.
+    let Ok(mut file) = File::open(data.lock()) else {
+        return Ok(());
+    };
+    let patience = Instant::now() + DYING_DEADLINE;
+    loop {
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(());
+        }
+        let (pid, mounted) = holder(&mut file)?;
+        if !pid.parse().is_ok_and(fuse::is_dying) {
+            return Ok(());
+        }
+        if Instant::now() > patience {
+            warn!("process {pid} was killed and cannot end; ending its connection");
+            return fuse::abort(&mounted);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -97,25 +173,35 @@ impl Drop for DataLock {
     }
 }
 
-/// Runs a node until `stop` completes or its mount is taken away; `ready` is called once the mount serves.
+/// Runs a node until `stop` completes or its mount is taken away. `held` is called once the data directory is this
+/// process's own: before that nothing may be written there. `ready` is called once the mount serves.
 pub async fn run(
     config: Config,
+    held: impl FnOnce() -> io::Result<()>,
     ready: impl FnOnce(),
     stop: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
     check_fuse()?;
-    prepare_mountpoint(&config)?;
     let data = DataDir::new(&config.data_dir);
-    let lock = DataLock::take(&data)?;
+    release_killed(&data).await?;
+    prepare_mountpoint(&config)?;
+    let lock = DataLock::take(&data, &config.mountpoint).await?;
+    held()?;
     empty(&data.tmp())?;
+    empty(&data.spare())?;
     let node = node_id(&data)?;
     let boot = Boot::look(&data)?;
     let same_boot = boot.same;
-    let backends = backend::open(&config, &node).await?;
+    let owner = disk::read_text(&data.belongs_to())?.filter(|t| !t.is_empty());
+    let backends = backend::open(&config, &node, owner.as_deref()).await?;
     claim(&data, &backends.tree)?;
     if !same_boot && !backends.content_dir_is_store {
         // A cache file that was never synced may be torn after power loss, and everything in it can be fetched again.
         empty(&data.content())?;
+    }
+
+    if backends.content_dir_is_store {
+        refuse_without_names(&data)?;
     }
 
     let invalidations = Invalidations::default();
@@ -133,7 +219,7 @@ pub async fn run(
     own_root(&tree).await?;
     let limit = (!backends.content_dir_is_store).then_some(config.cache_bytes);
     let sealed = Arc::new(Sealed::open_dir(&data, backends.blobs.clone(), limit)?);
-    let spool = Arc::new(Spool::new(data.spool()));
+    let spool = Arc::new(Spool::new(data.spool(), data.spare()));
     let ingest = Arc::new(Ingest::new(
         node.clone(),
         tree.clone(),
@@ -142,7 +228,7 @@ pub async fn run(
         backends.clone(),
         config.queue,
     ));
-    let passthrough = config.mount.passthrough && leases_work(&data.tmp())?;
+    let passthrough = config.mount.passthrough && leases_work(&data.node())?;
     if config.mount.passthrough && !passthrough {
         warn!(
             "no passthrough: the disk of the data directory has no leases, which tell when a mapping ends"
@@ -151,15 +237,18 @@ pub async fn run(
     let vfs = Arc::new(Vfs::new(
         node.clone(),
         tree.clone(),
-        spool,
+        spool.clone(),
         sealed.clone(),
         ingest.clone(),
         passthrough,
+        backends.file_locks.clone(),
+        backends.peers.clone(),
     ));
     // Only set here, so it cannot be set already.
     let _ = target.set(Arc::downgrade(&vfs));
-    ingest.recover(same_boot).await?;
+    ingest.recover(same_boot, &data.torn()).await?;
     boot.note(&data)?;
+    tree.merge_with(spool);
     let workers = ingest.start(config.workers, config.gc_grace);
 
     let token = sidecar::load_token(&data, config.token.as_deref())?;
@@ -175,11 +264,23 @@ pub async fn run(
         started_at,
         token,
         owner: me(),
+        read_only: {
+            let (mountpoint, asked) = (config.mountpoint.clone(), config.mount.read_only);
+            // The kernel's table, since it can be mounted anew without this daemon being told. Before the mount, and
+            // after it, what was asked for holds.
+            Box::new(move || match fuse::table::find(&mountpoint) {
+                Ok(Some(listed)) => listed.read_only,
+                Ok(None) | Err(_) => asked,
+            })
+        },
+        data: data.clone(),
+        gc_grace: config.gc_grace,
     };
-    let serving = sidecar::start(context, config.api, &data.control())
+    let serving = sidecar::start(context, config.api, config.peer.as_deref(), &data.control())
         .await
         .map_err(NodeError::Sidecar)?;
 
+    let vfs_of_reports = vfs.clone();
     let (ended, mount_ended) = oneshot::channel();
     let mounted = fuse::mount(
         vfs,
@@ -195,12 +296,15 @@ pub async fn run(
         node: node.clone(),
         mountpoint: config.mountpoint.display().to_string(),
         api: serving.addr().map_or_else(String::new, |a| a.to_string()),
+        peer: serving.peer().unwrap_or_default().to_owned(),
         version: env!("CARGO_PKG_VERSION").into(),
         started_at,
+        load: Load::default(),
     };
     if let Err(e) = backends.membership.join(member).await {
         warn!("this node is not announced to the others: {e}");
     }
+    let reporting = tokio::spawn(report(vfs_of_reports, backends.membership.clone()));
     info!(
         "{} ({}) mounted at {}",
         node,
@@ -213,6 +317,8 @@ pub async fn run(
         () = stop => info!("asked to end"),
         _ = mount_ended => info!("the mount was taken away"),
     }
+    serving.stop_scrub();
+    reporting.abort();
     let mountpoint = config.mountpoint.clone();
     let unmounted = tokio::task::spawn_blocking(move || mounted.unmount(&mountpoint)).await;
     ingest.stop();
@@ -223,7 +329,17 @@ pub async fn run(
         warn!("workers were still busy; what they had in hand is stored after the next start");
     }
     serving.stop().await;
+    if let Err(e) = ingest.outlast().await {
+        warn!("what is not stored yet may not outlast the power: {e}");
+    }
     tree.close();
+    // Only then may the data directory be somebody else's.
+    if tokio::time::timeout(TREE_DEADLINE, tree.ended())
+        .await
+        .is_err()
+    {
+        warn!("the namespace log does not answer; ending without it");
+    }
     drop(lock);
     info!("ended");
     match unmounted {
@@ -232,10 +348,24 @@ pub async fn run(
     }
 }
 
+/// Tells the other nodes every now and then what this one has to do.
+async fn report(vfs: Arc<Vfs>, membership: Arc<dyn Membership>) {
+    loop {
+        let asked = vfs.clone();
+        match tokio::task::spawn_blocking(move || asked.node_load()).await {
+            Ok(Ok(load)) => membership.report(load),
+            Ok(Err(e)) => warn!("this node cannot say what it has to do: {e}"),
+            Err(_) => return,
+        }
+        tokio::time::sleep(REPORT).await;
+    }
+}
+
 fn me() -> Caller {
     Caller {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
+        thread: 0,
     }
 }
 
@@ -266,16 +396,46 @@ fn prepare_mountpoint(config: &Config) -> Result<(), NodeError> {
         }
         Err(e) => return Err(refuse(&e.to_string())),
     }
-    if fuse::is_mounted(place)? {
+    if fuse::table::find(place)?.is_some() {
         return Err(refuse("an oncefs is mounted there already"));
     }
-    let (place, data) = (fs::canonicalize(place)?, &config.data_dir);
-    if data.starts_with(&place) || place.starts_with(data) {
+    let (place, data) = (fs::canonicalize(place)?, resolved(&config.data_dir));
+    if data.starts_with(&place) || place.starts_with(&data) {
         return Err(refuse(
             "must not lie in the data directory, nor the data directory in it",
         ));
     }
+    if let Some(other) = place.ancestors().find(|dir| is_data_dir(dir)) {
+        return Err(refuse(&format!(
+            "lies in {}, which is the data directory of another mount",
+            other.display()
+        )));
+    }
+    if let Some(other) = fuse::table::holding(&data)? {
+        return Err(NodeError::DataDir(
+            data.display().to_string(),
+            format!(
+                "lies in the oncefs mounted at {}; name one on the disk itself",
+                other.display()
+            ),
+        ));
+    }
     Ok(())
+}
+
+fn is_data_dir(dir: &Path) -> bool {
+    let data = DataDir::new(dir);
+    data.node().is_file() && data.tree().is_file()
+}
+
+/// `path` without links on the way, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let existing = path.ancestors().find_map(|dir| {
+        let found = fs::canonicalize(dir).ok()?;
+        Some(found.join(path.strip_prefix(dir).ok()?))
+    });
+    // Joining nothing leaves a slash behind.
+    existing.map_or_else(|| path.to_owned(), |path| path.components().collect())
 }
 
 fn mount_error(config: &Config, e: io::Error) -> NodeError {
@@ -326,7 +486,7 @@ fn node_id(data: &DataDir) -> io::Result<NodeId> {
 /// Binds the data directory to the tree that it is used for first. In another tree its content would pass for a cache
 /// that may be emptied, and its names would be nobody's.
 fn claim(data: &DataDir, tree: &str) -> Result<(), NodeError> {
-    let path = data.root().join("belongs-to");
+    let path = data.belongs_to();
     match disk::read_text(&path)?.filter(|t| !t.is_empty()) {
         None => Ok(disk::write_private(&path, tree.as_bytes())?),
         Some(owner) if owner == tree => Ok(()),
@@ -341,6 +501,22 @@ fn claim(data: &DataDir, tree: &str) -> Result<(), NodeError> {
     }
 }
 
+/// Content without a namespace is not a new tree, but one that lost its names: beginning anew would remove it as unused.
+fn refuse_without_names(data: &DataDir) -> Result<(), NodeError> {
+    let names = fs::metadata(data.tree()).map_or(0, |m| m.len());
+    if names > 0 || crate::config::is_empty_below(&data.content()) {
+        return Ok(());
+    }
+    Err(NodeError::DataDir(
+        data.root().display().to_string(),
+        format!(
+            "there is content, but {} is missing or empty: restore it from a backup, or move {} away to begin with an empty tree",
+            data.tree().display(),
+            data.content().display()
+        ),
+    ))
+}
+
 fn described(tree: &str) -> String {
     match tree.strip_prefix("cluster ") {
         Some(id) => format!("cluster tree {id}"),
@@ -353,21 +529,27 @@ struct Boot {
     id: String,
     /// The same as when the data directory was recovered last, or the data directory is new.
     same: bool,
+    noted: bool,
 }
 
 impl Boot {
     fn look(data: &DataDir) -> io::Result<Boot> {
         let id = disk::read_text(Path::new("/proc/sys/kernel/random/boot_id"))?.unwrap_or_default();
         let before = disk::read_text(&data.boot())?;
+        let noted = before.as_ref() == Some(&id);
         let same = before.is_none_or(|b| b == id);
         if !same {
             info!("the machine was restarted since this data directory was used last");
         }
-        Ok(Boot { id, same })
+        Ok(Boot { id, same, noted })
     }
 
     /// Only after recovery: a start that failed before must not hide that the machine went down.
     fn note(&self, data: &DataDir) -> io::Result<()> {
+        // A full disk has no room to say the same again.
+        if self.noted {
+            return Ok(());
+        }
         disk::write_private(&data.boot(), self.id.as_bytes())
     }
 }

@@ -245,6 +245,18 @@ impl fmt::Display for Status {
     }
 }
 
+/// What is shown of a text that may hold a name: control characters as escapes, so that none reaches a terminal.
+pub fn printable(text: impl std::fmt::Display) -> String {
+    let mut shown = String::new();
+    for c in text.to_string().chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,6 +269,18 @@ mod tests {
         assert!(text[1..].parse::<ContentHash>().is_err());
         assert!("../../etc/passwd".parse::<ContentHash>().is_err());
         assert!(format!("{text}0").parse::<ContentHash>().is_err());
+    }
+
+    #[test]
+    fn control_characters_are_escaped_and_nothing_else() {
+        assert_eq!(
+            printable("é\u{301} \"a\\ 日\u{feff}"),
+            "é\u{301} \"a\\ 日\u{feff}"
+        );
+        assert_eq!(
+            printable("a\nb\x1b[2J\u{9b}\t\u{7f}\r"),
+            r"a\nb\u{1b}[2J\u{9b}\t\u{7f}\r"
+        );
     }
 
     #[test]

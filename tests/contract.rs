@@ -4,6 +4,7 @@
 #[allow(unsafe_code)]
 mod common;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,11 +14,13 @@ use common::servers::{Etcd, Mongod, free_port, fresh_database, shared_etcd, shar
 use futures_util::future::join_all;
 use mongodb::bson::oid::ObjectId;
 use mongodb::bson::{Bson, Document, doc};
+use oncefs::backend::file_locks::Attempt;
+use oncefs::backend::ranges::{Family, Holder, Range, TO_THE_END};
 use oncefs::backend::{
-    self, Append, BackendError, Backends, FileRecord, LogEntry, Member, Put, TreeLog,
+    self, Append, BackendError, Backends, FileRecord, LogEntry, Member, Object, Page, Put, TreeLog,
 };
 use oncefs::config::{ClusterConfig, Config, MountConfig};
-use oncefs::types::{BlobId, ContentHash, NodeId, Seq, Status, Time};
+use oncefs::types::{BlobId, ContentHash, Ino, NodeId, Seq, Status, Time};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
@@ -33,7 +36,7 @@ struct Side {
 impl Side {
     async fn embedded() -> Side {
         let dir = tempfile::tempdir().unwrap();
-        let backends = backend::open(&config(dir.path(), None), &node("solo"))
+        let backends = backend::open(&config(dir.path(), None), &node("solo"), None)
             .await
             .unwrap();
         Side {
@@ -51,8 +54,8 @@ impl Side {
         let cluster = cluster_config(&mongod.uri(), etcd, ttl);
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), Some(cluster.clone()));
-        let a = backend::open(&config, &node("a")).await.unwrap();
-        let b = backend::open(&config, &node("b")).await.unwrap();
+        let a = backend::open(&config, &node("a"), None).await.unwrap();
+        let b = backend::open(&config, &node("b"), None).await.unwrap();
         let client = mongodb::Client::with_uri_str(mongod.uri()).await.unwrap();
         Side {
             nodes: [a, b],
@@ -109,6 +112,121 @@ impl Side {
     }
 }
 
+/// What is held by somebody's word, byte by byte: the exclusive ones once, the others by any number.
+#[derive(Default)]
+struct Believed(std::sync::Mutex<HashMap<(Family, u64), Vec<ByWhom>>>);
+
+/// On which node, and whether exclusive.
+type ByWhom = (Holder, usize, bool);
+
+impl Believed {
+    fn bytes(range: &Range) -> impl Iterator<Item = (Family, u64)> {
+        (range.start..=range.end).map(|byte| (range.holder.family, byte))
+    }
+
+    fn taken(&self, node: usize, range: &Range) {
+        let mut held = self.0.lock().unwrap();
+        for byte in Believed::bytes(range) {
+            let holders = held.entry(byte).or_default();
+            holders.retain(|(holder, at, _)| (*holder, *at) != (range.holder, node));
+            let excluded = holders
+                .iter()
+                .any(|(_, _, exclusive)| *exclusive || range.exclusive);
+            assert!(!excluded, "{range:?} of node {node} beside {holders:?}");
+            holders.push((range.holder, node, range.exclusive));
+        }
+    }
+
+    fn given_up(&self, node: usize, range: &Range) {
+        let mut held = self.0.lock().unwrap();
+        for byte in Believed::bytes(range) {
+            let holders = held.entry(byte).or_default();
+            holders.retain(|(holder, at, _)| (*holder, *at) != (range.holder, node));
+        }
+    }
+}
+
+/// Owners on two nodes lock and unlock at random. What one is told to hold nobody else is told to hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn file_locks_exclude_whatever_happens_at_once() {
+    const OWNERS: u64 = 3;
+    const STEPS: usize = 150;
+    const BYTES: u64 = 8;
+    let side = Side::cluster().await;
+    let ino = Ino(rand::random());
+    let believed = Believed::default();
+    let got = AtomicUsize::new(0);
+    let each = (0..2).flat_map(|node| (0..OWNERS).map(move |owner| (node, owner)));
+    join_all(each.map(|(node, owner)| {
+        let (side, believed, got) = (&side, &believed, &got);
+        async move {
+            let locks = side.node(node).file_locks.as_ref().unwrap();
+            for _ in 0..STEPS {
+                let (a, b) = (rand::random::<u64>() % BYTES, rand::random::<u64>() % BYTES);
+                let family = if rand::random() {
+                    Family::Posix
+                } else {
+                    Family::Flock
+                };
+                let (start, end) = match family {
+                    Family::Posix => (a.min(b), a.max(b)),
+                    Family::Flock => (0, BYTES - 1),
+                };
+                let range = Range {
+                    holder: Holder { family, owner },
+                    exclusive: rand::random(),
+                    start,
+                    end,
+                    pid: 1,
+                };
+                // Before the call for what others may get by it, after it for what is got.
+                if !range.exclusive || family == Family::Flock {
+                    believed.given_up(node, &range);
+                }
+                match rand::random::<bool>() {
+                    true => match locks.attempt(ino, range).await.unwrap() {
+                        Attempt::Held(hold) => {
+                            assert!(hold.is_valid());
+                            got.fetch_add(1, Ordering::Relaxed);
+                            believed.taken(node, &range);
+                        }
+                        Attempt::Busy(conflict, _) => {
+                            assert_eq!(conflict.range.holder.family, family);
+                            assert!(conflict.range.exclusive || range.exclusive);
+                        }
+                    },
+                    false => {
+                        believed.given_up(node, &range);
+                        locks.give_up(ino, range.holder, start, end).await;
+                    }
+                }
+            }
+        }
+    }))
+    .await;
+    let got = got.load(Ordering::Relaxed);
+    assert!(got > STEPS / 10, "only {got} locks were had");
+    // Nothing stays in anybody's way.
+    for (node, owner) in (0..2).flat_map(|node| (0..OWNERS).map(move |owner| (node, owner))) {
+        for family in [Family::Posix, Family::Flock] {
+            let locks = side.node(node).file_locks.as_ref().unwrap();
+            let holder = Holder { family, owner };
+            locks.give_up(ino, holder, 0, TO_THE_END).await;
+        }
+    }
+    for family in [Family::Posix, Family::Flock] {
+        let whole = Range {
+            holder: Holder { family, owner: 99 },
+            exclusive: true,
+            start: 0,
+            end: TO_THE_END,
+            pid: 1,
+        };
+        let locks = side.node(0).file_locks.as_ref().unwrap();
+        assert_eq!(locks.conflict(ino, whole).await.unwrap(), None);
+    }
+}
+
 fn node(name: &str) -> NodeId {
     NodeId(format!("{name}-00000000"))
 }
@@ -119,6 +237,8 @@ fn cluster_config(mongodb: &str, etcd: &str, ttl: u64) -> ClusterConfig {
         etcd: vec![etcd.to_string()],
         database: fresh_database(),
         lock_ttl: Duration::from_secs(ttl),
+        checkpoint_every: 10_000,
+        etcd_tls: Default::default(),
     }
 }
 
@@ -127,6 +247,7 @@ fn config(dir: &Path, cluster: Option<ClusterConfig>) -> Config {
         mountpoint: dir.join("mnt"),
         data_dir: dir.join("data"),
         cluster,
+        peer: None,
         api: None,
         workers: 1,
         queue: 1,
@@ -168,7 +289,7 @@ both_sides!(
     a_put_can_be_repeated,
     removed_content_is_gone_and_can_be_stored_again,
     foreign_blob_ids_are_not_found,
-    sweeping_leaves_stored_content,
+    stored_content_is_not_unfinished,
     locks_exclude_and_fences_grow,
     locks_of_different_hashes_do_not_wait,
     a_waiter_that_gives_up_leaves_no_trace,
@@ -288,11 +409,11 @@ async fn foreign_blob_ids_are_not_found(side: Side) {
     }
 }
 
-async fn sweeping_leaves_stored_content(side: Side) {
+async fn stored_content_is_not_unfinished(side: Side) {
     let bytes = random_bytes(600_000);
-    let put = side.put(0, &bytes).await.unwrap();
-    assert_eq!(side.node(1).blobs.sweep(Duration::ZERO).await.unwrap(), 0);
-    assert!(side.read(0, put.blob()).await.unwrap() == bytes);
+    side.put(0, &bytes).await.unwrap();
+    let unfinished = side.node(1).blobs.unfinished(Duration::ZERO).await;
+    assert_eq!(unfinished.unwrap(), []);
 }
 
 // ---- Locks ----
@@ -454,9 +575,11 @@ async fn a_member_sees_itself(side: Side) {
     let me = |name: &str| Member {
         node: node(name),
         mountpoint: "/mnt".to_string(),
+        peer: String::new(),
         api: String::new(),
         version: "1".to_string(),
         started_at: Time(5),
+        load: Default::default(),
     };
     side.node(0).membership.join(me("a")).await.unwrap();
     assert!(side.node(0).membership.members().await.contains(&me("a")));
@@ -479,9 +602,11 @@ async fn a_node_that_ends_is_a_member_no_more() {
     let me = |name: &str| Member {
         node: node(name),
         mountpoint: "/mnt".to_string(),
+        peer: String::new(),
         api: String::new(),
         version: "1".to_string(),
         started_at: Time(5),
+        load: Default::default(),
     };
     a.membership.join(me("a")).await.unwrap();
     b.membership.join(me("b")).await.unwrap();
@@ -783,7 +908,45 @@ fn aged_id(age: Duration) -> ObjectId {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leftovers_of_dead_uploads_are_swept() {
+async fn published_objects_are_listed_in_pages() {
+    let side = Side::cluster().await;
+    let blobs = &side.node(1).blobs;
+    let mut expected = Vec::new();
+    for n in 0..5 {
+        let bytes = random_bytes(n);
+        let put = side.put(0, &bytes).await.unwrap();
+        let (blob, hash) = (put.blob().clone(), hash_of(&bytes));
+        expected.push(Object { blob, hash });
+    }
+    expected.sort_by(|a, b| a.blob.0.cmp(&b.blob.0));
+    let hour = Duration::from_secs(3600);
+    // What somebody else put there is not ours, and hides nothing.
+    let foreign = [aged_id(hour), aged_id(hour), aged_id(hour)];
+    for (n, id) in foreign.into_iter().enumerate() {
+        let files = side.collection("fs.files");
+        let file = doc! { "_id": id, "filename": format!("foreign-{n}") };
+        files.insert_one(file).await.unwrap();
+    }
+    let young = blobs.published(None, 2 * hour, 10).await.unwrap();
+    assert_eq!(young, Page::default());
+    // Ids begin with their second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let mut found: Vec<Object> = Vec::new();
+    let mut after = None;
+    loop {
+        let page = blobs.published(after.as_ref(), Duration::ZERO, 2).await;
+        let page = page.unwrap();
+        found.extend(page.objects);
+        match page.last {
+            Some(last) => after = Some(last),
+            None => break,
+        }
+    }
+    assert_eq!(found, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_uploads_are_told_from_slow_ones() {
     let side = Side::cluster().await;
     let hours = |h: u64| Duration::from_secs(h * 3600);
     let chunks = side.collection("fs.chunks");
@@ -794,8 +957,10 @@ async fn leftovers_of_dead_uploads_are_swept() {
         (hours(0), hours(0)),
         (hours(9), hours(0)),
     ];
+    let mut ids = Vec::new();
     for (begun, last) in uploads {
         let id = aged_id(begun);
+        ids.push(BlobId(id.to_hex()));
         for (n, age) in [(0, begun), (1, last)] {
             let data = mongodb::bson::Binary {
                 subtype: mongodb::bson::spec::BinarySubtype::Generic,
@@ -805,9 +970,11 @@ async fn leftovers_of_dead_uploads_are_swept() {
             chunks.insert_one(chunk).await.unwrap();
         }
     }
-    assert_eq!(side.node(0).blobs.sweep(hours(1)).await.unwrap(), 1);
+    let blobs = &side.node(0).blobs;
+    assert_eq!(blobs.unfinished(hours(1)).await.unwrap(), ids[..1]);
+    blobs.delete(&ids[0]).await.unwrap();
     assert_eq!(side.chunks().await, 3 + 4);
-    assert_eq!(side.node(0).blobs.sweep(hours(1)).await.unwrap(), 0);
+    assert_eq!(blobs.unfinished(hours(1)).await.unwrap(), []);
     assert_eq!(side.read(0, stored.blob()).await.unwrap().len(), 600_000);
 }
 
@@ -816,7 +983,7 @@ async fn leftovers_of_dead_uploads_are_swept() {
 async fn refusal(cluster: ClusterConfig) -> (BackendError, Duration) {
     let dir = tempfile::tempdir().unwrap();
     let begun = Instant::now();
-    let opened = backend::open(&config(dir.path(), Some(cluster)), &node("a")).await;
+    let opened = backend::open(&config(dir.path(), Some(cluster)), &node("a"), None).await;
     (opened.map(|_| ()).unwrap_err(), begun.elapsed())
 }
 
@@ -881,7 +1048,7 @@ async fn an_address_without_the_name_of_the_set_will_do() {
         let cluster = cluster_config(&format!("{uri}{options}"), &shared_etcd().uri(), 30);
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), Some(cluster));
-        let backends = backend::open(&config, &node("a")).await.unwrap();
+        let backends = backend::open(&config, &node("a"), None).await.unwrap();
         let path = dir.path().join("source");
         std::fs::write(&path, b"x").unwrap();
         let put = backends.blobs.put(&hash_of(b"x"), 1, &path, &|| true).await;

@@ -19,17 +19,20 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::group_sync::GroupSync;
 use super::local_locks::LocalLocks;
 use super::{
-    BackendError, Backends, BlobReader, BlobStore, FileRecord, Gate, Health, Member, Membership,
-    Put, Records, Result, forward,
+    BackendError, Backends, BlobReader, BlobStore, FileRecord, Gate, Health, Load, Member,
+    Membership, Page, Put, Records, Result, forward,
 };
 use crate::config::{Config, DataDir};
 use crate::types::{BlobId, ContentHash, Status};
+use crate::windows;
 
 /// How many unfinished records are kept; beyond that the one not touched for longest is forgotten. Records only inform.
 const RECORDS: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
 
 /// The mode of sealed content: nobody writes to it.
 const SEALED: u32 = 0o400;
+/// What a publication leaves of the mode of its source, whose owner may keep a note of its own in the third bit.
+const KEPT: u32 = 0o500;
 
 /// Opens the embedded side in the data directory of `config`.
 pub fn open(config: &Config) -> Result<Backends> {
@@ -41,8 +44,10 @@ pub fn open(config: &Config) -> Result<Backends> {
         blobs: Arc::new(LocalBlobs::open(data.content(), data.tmp())?),
         log: None,
         locks: Arc::new(LocalLocks::default()),
+        file_locks: None,
         records: Arc::new(LocalRecords::default()),
         membership: Arc::new(Alone::default()),
+        peers: None,
     })
 }
 
@@ -147,19 +152,23 @@ impl BlobStore for LocalBlobs {
         let source = source.to_path_buf();
         let (source, file, parent) = blocking(move || {
             let file = File::open(&source)?;
-            file.set_permissions(Permissions::from_mode(SEALED))?;
+            let mode = file.metadata()?.mode() & KEPT | SEALED;
+            file.set_permissions(Permissions::from_mode(mode))?;
             Ok((source, file, File::open(parent)?))
         })
         .await?;
         // Data first, then the name: a name that survives a power loss never points to missing bytes.
         self.sync.sync(file).await?;
+        windows::STORE_SYNC.pass()?;
         if !gate() {
             return Err(BackendError::Cancelled);
         }
         let tmp = self.tmp.clone();
         let published = blocking(move || link(&source, &path, &tmp)).await?;
+        windows::STORE_LINK.pass()?;
         // Also for a duplicate: the winner may not have come this far yet, and our caller builds on it now.
         self.sync.sync(parent).await?;
+        windows::STORE_NAME.pass()?;
         let id = BlobId(hash.to_string());
         Ok(if published {
             Put::Stored(id)
@@ -194,8 +203,17 @@ impl BlobStore for LocalBlobs {
     }
 
     /// A put leaves nothing in the store when it dies; unfinished copies are in the directory that is emptied at start.
-    async fn sweep(&self, _grace: Duration) -> Result<u64> {
-        Ok(0)
+    async fn unfinished(&self, _grace: Duration) -> Result<Vec<BlobId>> {
+        Ok(Vec::new())
+    }
+
+    async fn published(
+        &self,
+        _after: Option<&BlobId>,
+        _grace: Duration,
+        _limit: usize,
+    ) -> Result<Page> {
+        Ok(Page::default())
     }
 }
 
@@ -257,6 +275,8 @@ impl Membership for Alone {
         *self.me.lock().unwrap_or_else(PoisonError::into_inner) = Some(me);
         Ok(())
     }
+
+    fn report(&self, _: Load) {}
 
     async fn members(&self) -> Vec<Member> {
         let me = self.me.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,20 +7,26 @@
 
 pub mod cluster;
 pub mod embedded;
+pub mod errors;
+pub mod file_locks;
 mod forward;
 mod group_sync;
 mod local_locks;
+pub mod ranges;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::io::AsyncRead;
 
+pub use file_locks::FileLocks;
+
 use crate::config::Config;
-use crate::types::{BlobId, ContentHash, NodeId, Seq, Status, Time};
+use crate::types::{BlobId, ContentHash, Generation, Ino, NodeId, Seq, Status, Time};
 
 /// What can go wrong at a seam, in the few kinds that a caller can act on. The cause is kept for the log.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +49,23 @@ pub enum BackendError {
     /// The local disk said no.
     #[error("local disk: {0}")]
     Io(#[from] std::io::Error),
+}
+
+impl BackendError {
+    /// The same once more, for others who wait for the same answer.
+    pub fn again(&self) -> BackendError {
+        match self {
+            BackendError::NotFound => BackendError::NotFound,
+            BackendError::Cancelled => BackendError::Cancelled,
+            BackendError::Corrupt(why) => BackendError::Corrupt(why.clone()),
+            BackendError::Unavailable(why) => BackendError::Unavailable(why.clone()),
+            BackendError::Unusable(why) => BackendError::Unusable(why.clone()),
+            BackendError::Io(e) => BackendError::Io(match e.raw_os_error() {
+                Some(number) => std::io::Error::from_raw_os_error(number),
+                None => std::io::Error::new(e.kind(), e.to_string()),
+            }),
+        }
+    }
 }
 
 /// A result at a seam.
@@ -99,8 +122,36 @@ pub trait BlobStore: Send + Sync {
     /// Removes a published content by its id. Removing what is not there is a success.
     async fn delete(&self, blob: &BlobId) -> Result<()>;
 
-    /// Removes what uploads that died longer ago than `grace` left behind; returns how many uploads that were.
-    async fn sweep(&self, grace: Duration) -> Result<u64>;
+    /// Uploads that never became an object and show no sign of life since `grace`. They may have been slow instead: one
+    /// that was named here can still be published. Removed with [`BlobStore::delete`].
+    async fn unfinished(&self, grace: Duration) -> Result<Vec<BlobId>>;
+
+    /// Looks at up to `limit` objects begun longer ago than `grace`, in the order of their ids, those behind `after`. None
+    /// where an object is named by its content, so that every name says by itself whether it is known.
+    async fn published(
+        &self,
+        after: Option<&BlobId>,
+        grace: Duration,
+        limit: usize,
+    ) -> Result<Page>;
+}
+
+/// Some of the published objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Those that are a content.
+    pub objects: Vec<Object>,
+    /// The last that was looked at, whatever it is. `None` at the end.
+    pub last: Option<BlobId>,
+}
+
+/// A published object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Its id.
+    pub blob: BlobId,
+    /// The content that it is published as.
+    pub hash: ContentHash,
 }
 
 /// One entry of the namespace log: a batch of ops that one node validated against exactly the state before it.
@@ -153,6 +204,9 @@ pub trait TreeLog: Send + Sync {
     /// The newest checkpoint, if there is one.
     async fn checkpoint(&self) -> Result<Option<(Seq, BlobReader)>>;
 
+    /// After how many entries a checkpoint is worth its while, at the least.
+    fn checkpoint_every(&self) -> u64;
+
     /// Drops entries up to and including `seq`, which a stored checkpoint covers.
     async fn trim(&self, seq: Seq) -> Result<()>;
 }
@@ -171,6 +225,15 @@ pub struct HashLock {
 }
 
 impl HashLock {
+    /// Work goes on although no lock service could be asked. `kept` is dropped with it.
+    pub fn without(kept: impl std::any::Any + Send + Sync) -> HashLock {
+        HashLock {
+            fence: 0,
+            valid_until: None,
+            _release: Box::new(kept),
+        }
+    }
+
     /// Whether the lock is certainly still held.
     pub fn is_valid(&self) -> bool {
         match &self.valid_until {
@@ -252,10 +315,27 @@ pub struct Member {
     pub mountpoint: String,
     /// Where its sidecar listens, empty when off.
     pub api: String,
+    /// Where it gives content to its peers, empty when it does not.
+    #[serde(default)]
+    pub peer: String,
     /// The program's version.
     pub version: String,
     /// When it started.
     pub started_at: Time,
+    /// What it had to do when it last said so.
+    #[serde(default)]
+    pub load: Load,
+}
+
+/// How far a node has come, and what waits there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Load {
+    /// The last entry of the namespace log that it has applied.
+    pub applied: u64,
+    /// Closed files that are not in the store yet.
+    pub waiting_files: u64,
+    /// Changes of the namespace that are not in the log yet.
+    pub waiting_changes: u64,
 }
 
 /// What is reachable now.
@@ -273,11 +353,62 @@ pub trait Membership: Send + Sync {
     /// Makes this node known until the process ends; kept alive in the background, renewed after an outage.
     async fn join(&self, me: Member) -> Result<()>;
 
+    /// Tells the others what this node has to do, soon.
+    fn report(&self, load: Load);
+
     /// The nodes that are alive, this one included. Falls back to this one alone when nobody can be asked.
     async fn members(&self) -> Vec<Member>;
 
     /// Asks the servers, each with a deadline of at most two seconds.
     async fn health(&self) -> Health;
+}
+
+/// What one node asks another for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// The bytes that it closed as this generation of this inode.
+    Closed(Ino, Generation),
+    /// Stored content, if it has that on its disk.
+    Stored(ContentHash),
+}
+
+impl Wanted {
+    /// The path under which a node is asked for it.
+    pub fn path(&self) -> String {
+        match self {
+            Wanted::Closed(ino, generation) => format!("/peer/content/{ino}/{generation}"),
+            Wanted::Stored(hash) => format!("/peer/stored/{hash}"),
+        }
+    }
+}
+
+/// How a request of a peer begins its `Authorization`.
+pub const PEER_SCHEME: &str = "oncefs-peer";
+/// The trailer in which a node vouches for what it sent.
+pub const PEER_PROOF: &str = "oncefs-proof";
+
+/// The other nodes, and what proves to be one of them.
+#[async_trait]
+pub trait Peers: Send + Sync {
+    /// Asks `node`. `NotFound`: it does not have it, or has it open for writing. `Unavailable`: it does not answer within
+    /// seconds, or says no.
+    async fn open(&self, node: &NodeId, wanted: Wanted) -> Result<Box<dyn PeerReader>>;
+
+    /// Whether `proof` is of a node of this cluster that asks this one for `path`.
+    async fn admits(&self, path: &str, proof: &[u8]) -> Result<bool>;
+
+    /// What proves that the answer for `path` is the content `hash`.
+    async fn vouch(&self, path: &str, hash: &ContentHash) -> Result<String>;
+}
+
+/// What another node sends.
+#[async_trait]
+pub trait PeerReader: Send {
+    /// The next bytes; `None` after the last. `Unavailable` when none come within seconds, or the answer breaks off.
+    async fn next(&mut self) -> Result<Option<Bytes>>;
+
+    /// After the last byte: whether the other node says that what it sent, all of it, is the content `hash`.
+    fn vouches_for(&self, hash: &ContentHash) -> bool;
 }
 
 /// Everything that lies beyond this process.
@@ -295,16 +426,21 @@ pub struct Backends {
     pub log: Option<Arc<dyn TreeLog>>,
     /// The lock of each hash.
     pub locks: Arc<dyn Locks>,
+    /// The locks that programs take on files, if they are shared; else the kernel keeps them.
+    pub file_locks: Option<Arc<dyn FileLocks>>,
     /// The public records.
     pub records: Arc<dyn Records>,
     /// Who is there.
     pub membership: Arc<dyn Membership>,
+    /// The other nodes, if there can be any.
+    pub peers: Option<Arc<dyn Peers>>,
 }
 
-/// Connects what the configuration names. Errors are sentences for the person who started the program.
-pub async fn open(config: &Config, node: &NodeId) -> Result<Backends> {
+/// Connects what the configuration names. `known`: the tree that the data directory belongs to, if it does already; with
+/// it a node can start while the servers are away. Errors are sentences for the person who started the program.
+pub async fn open(config: &Config, node: &NodeId, known: Option<&str>) -> Result<Backends> {
     match &config.cluster {
         None => embedded::open(config),
-        Some(cluster) => cluster::open(cluster, node).await,
+        Some(cluster) => cluster::open(cluster, node, known).await,
     }
 }

@@ -1,12 +1,9 @@
-//! `oncefs status` and `oncefs wait`: they ask a running daemon, through the attributes of the mount's files and through
-//! the control socket in its data directory.
+//! Asking a running daemon, through the attributes of the mount's files and through the control socket in its data
+//! directory; and `oncefs status`, which does.
 
-use std::collections::VecDeque;
-use std::io::{self, IsTerminal, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -14,18 +11,9 @@ use super::options::default_data_dir;
 use super::{Result, StatusArgs};
 use crate::config::DataDir;
 use crate::sidecar::client;
-use crate::types::ContentHash;
-use crate::vfs::xattrs::{DATA_DIR, SHA256, STATUS};
-
-/// The longest pause between two looks at a file that is not stored yet.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
-
-fn xattr(path: &Path, name: &[u8]) -> io::Result<String> {
-    let mut value = vec![0u8; 4096];
-    let n = rustix::fs::lgetxattr(path, name, &mut value[..])?;
-    value.truncate(n);
-    Ok(String::from_utf8_lossy(&value).into_owned())
-}
+use crate::types::{ContentHash, printable};
+use crate::vfs::standing::attribute;
+use crate::vfs::xattrs::{DATA_DIR, ERROR, SHA256, STATUS};
 
 /// The data directory of the daemon that serves the mount which `path` lies in.
 pub(super) fn data_dir_of(path: &Path) -> Result<DataDir> {
@@ -46,12 +34,23 @@ pub(super) fn data_dir_of(path: &Path) -> Result<DataDir> {
     ))))
 }
 
-fn get(data: &DataDir, path: &str) -> Result<(u16, Value)> {
+pub(super) fn get(data: &DataDir, path: &str) -> Result<(u16, Value)> {
+    answer(data, client::get_json(&data.control(), path))
+}
+
+pub(super) fn post(data: &DataDir, path: &str) -> Result<(u16, Value)> {
+    answer(data, client::post_json(&data.control(), path))
+}
+
+fn answer(
+    data: &DataDir,
+    asking: impl Future<Output = std::io::Result<(u16, Value)>>,
+) -> Result<(u16, Value)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime
-        .block_on(client::get_json(&data.control(), path))
+        .block_on(asking)
         .map_err(|e| {
             format!(
                 "no daemon answers at data directory {} ({e}); is it mounted? Another one can be named with --data-dir",
@@ -62,26 +61,39 @@ fn get(data: &DataDir, path: &str) -> Result<(u16, Value)> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> Result {
-    let named = || -> Result<DataDir> {
-        Ok(DataDir::new(match &args.data_dir {
-            Some(dir) => dir.clone(),
-            None => default_data_dir()?,
-        }))
+    if args.conflicts {
+        let data = match &args.what {
+            Some(path) => data_dir_of(Path::new(path))?,
+            None => node(args)?,
+        };
+        return conflicts(&data, args.json);
+    }
+    let Some(what) = &args.what else {
+        return node_status(&node(args)?, args.json);
     };
-    match &args.what {
-        None => node_status(&named()?, args.json),
-        Some(what) => match what.parse::<ContentHash>() {
-            Ok(hash) if !Path::new(what).exists() => {
-                content_status(&named()?, &hash.to_string(), args.json)
-            }
-            _ => file_status(Path::new(what), args.json),
-        },
+    let hash = what.to_str().map(str::to_ascii_lowercase);
+    match hash.and_then(|text| text.parse::<ContentHash>().ok()) {
+        Some(hash) if !Path::new(what).exists() => {
+            content_status(&node(args)?, &hash.to_string(), args.json)
+        }
+        _ => file_status(Path::new(what), args.json),
+    }
+}
+
+/// The data directory of the node to ask: the one that is named, else that of the mount we are in, else the usual one.
+fn node(args: &StatusArgs) -> Result<DataDir> {
+    if let Some(dir) = &args.data_dir {
+        return Ok(DataDir::new(dir));
+    }
+    match data_dir_of(Path::new(".")) {
+        Ok(data) => Ok(data),
+        Err(_) => Ok(DataDir::new(default_data_dir()?)),
     }
 }
 
 fn text(value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable(text),
         Value::Null => "-".into(),
         other => other.to_string(),
     }
@@ -131,12 +143,41 @@ fn print_tree(value: &Value, indent: usize) {
 fn content_status(data: &DataDir, hash: &str, json: bool) -> Result {
     let (code, record) = get(data, &format!("/status/{hash}"))?;
     if code != 200 {
-        return Err(text(&record["error"]).into());
+        return Err(record["error"].as_str().unwrap_or("refused").into());
     }
     if json {
         println!("{record:#}");
     } else {
         print_tree(&record, 0);
+        let shown = record["paths"].as_array().map_or(0, Vec::len) as u64;
+        match record["references"].as_u64() {
+            Some(all) if all > shown => println!("  ... {} more", all - shown),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn conflicts(data: &DataDir, json: bool) -> Result {
+    let (code, answer) = get(data, "/conflicts")?;
+    if code != 200 {
+        return Err(text(&answer["error"]).into());
+    }
+    if json {
+        println!("{answer:#}");
+        return Ok(());
+    }
+    for copy in answer["conflicts"].as_array().unwrap_or(&Vec::new()) {
+        println!(
+            "{} {:>12} {} {}",
+            text(&copy["written_at"]),
+            copy["size"],
+            text(&copy["node"]),
+            text(&copy["path"]),
+        );
+    }
+    if answer["more"] == true {
+        println!("... and more");
     }
     Ok(())
 }
@@ -151,8 +192,8 @@ fn file_status(path: &Path, json: bool) -> Result {
         )
         .into());
     }
-    let word = xattr(path, STATUS)?;
-    let hash = xattr(path, SHA256).ok();
+    let word = attribute(path, STATUS)?;
+    let hash = attribute(path, SHA256).ok();
     let record = match &hash {
         Some(hash) => match get(&data, &format!("/status/{hash}")) {
             Ok((200, record)) => record,
@@ -168,6 +209,9 @@ fn file_status(path: &Path, json: bool) -> Result {
         "sha256": hash,
         "size": meta.len(),
     });
+    if let Ok(error) = attribute(path, ERROR) {
+        file["error"] = error.into();
+    }
     if !record.is_null() {
         file["content"] = record;
     }
@@ -175,91 +219,6 @@ fn file_status(path: &Path, json: bool) -> Result {
         println!("{file:#}");
     } else {
         print_tree(&file, 0);
-    }
-    Ok(())
-}
-
-pub(super) fn wait(paths: &[PathBuf]) -> Result {
-    let mut waiting = VecDeque::new();
-    let mut checked = 0usize;
-    for path in paths {
-        data_dir_of(path)?;
-        collect(path, &mut waiting)?;
-    }
-    let all = waiting.len();
-    let progress = io::stderr().is_terminal();
-    let mut pause = Duration::from_millis(5);
-    let mut failed = Vec::new();
-    let mut rounds_without_progress = 0;
-    while !waiting.is_empty() {
-        let before = waiting.len();
-        for _ in 0..before {
-            let Some(path) = waiting.pop_front() else {
-                break;
-            };
-            match xattr(&path, STATUS) {
-                Ok(word) if word == "done" || word == "duplicate" => checked += 1,
-                Ok(word) => {
-                    if word == "failed" && !failed.contains(&path) {
-                        failed.push(path.clone());
-                        eprintln!(
-                            "oncefs: {}: storing it failed and is tried again (oncefs status {} tells why)",
-                            path.display(),
-                            path.display()
-                        );
-                    }
-                    waiting.push_back(path);
-                    // What lies behind it in the queue is not stored yet either.
-                    if checked == 0 || waiting.len() > 64 {
-                        break;
-                    }
-                }
-                // Removed meanwhile: nothing to wait for.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(format!("{}: {e}", path.display()).into()),
-            }
-        }
-        if progress {
-            eprint!("\r{checked} of {all} files stored ");
-            let _ = io::stderr().flush();
-        }
-        if waiting.len() < before {
-            rounds_without_progress = 0;
-            pause = Duration::from_millis(5);
-        } else {
-            rounds_without_progress += 1;
-            if rounds_without_progress > 4 {
-                pause = (pause * 2).min(PAUSE_MAX);
-            }
-        }
-        if !waiting.is_empty() {
-            std::thread::sleep(pause);
-        }
-    }
-    if progress {
-        eprintln!("\r{checked} of {all} files stored ");
-    }
-    Ok(())
-}
-
-/// The regular files at and below `path`, not following symbolic links.
-fn collect(path: &Path, files: &mut VecDeque<PathBuf>) -> Result {
-    let meta = std::fs::symlink_metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    if meta.is_file() {
-        files.push_back(path.to_owned());
-    } else if meta.is_dir() {
-        let mut dirs = vec![path.to_owned()];
-        while let Some(dir) = dirs.pop() {
-            for entry in std::fs::read_dir(&dir)? {
-                let entry = entry?;
-                let kind = entry.file_type()?;
-                if kind.is_dir() {
-                    dirs.push(entry.path());
-                } else if kind.is_file() {
-                    files.push_back(entry.path());
-                }
-            }
-        }
     }
     Ok(())
 }

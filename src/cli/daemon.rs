@@ -4,9 +4,9 @@
 //! that one says through its standard output that the mount is ready. Until then the new process complains to the
 //! terminal; afterwards it has none.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use tracing_subscriber::EnvFilter;
 
+use super::log::Log;
 use super::options::{MountArgs, absolute};
 use super::{Result, ask};
 use crate::config::{Config, DataDir};
@@ -24,14 +25,18 @@ const READY: &[u8] = b"ready\n";
 /// How long `umount` waits for the daemon to end. Workers may finish what they have in hand.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 
-pub(super) fn mount(args: MountArgs) -> Result {
+/// How many open files a mount should be able to serve.
+const OPEN_FILES_WANTED: u64 = 16_384;
+
+/// Mounts. `line` are the arguments behind the command, from which `args` were made.
+pub(super) fn mount(args: MountArgs, line: &[OsString]) -> Result {
     let config = args.config()?;
     if args.foreground || args.background_child {
         return serve(config, args.background_child);
     }
     let mut child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
-        .arg("--background-child")
+        .args(["mount", "--background-child"])
+        .args(line)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -53,35 +58,27 @@ fn serve(config: Config, background: bool) -> Result {
     if background {
         rustix::process::setsid()?;
         std::env::set_current_dir("/")?;
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&config.data_dir)
-            .map_err(|e| format!("data directory {}: {e}", config.data_dir.display()))?;
-        let path = DataDir::new(&config.data_dir).log();
-        let log = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| format!("{}: {e}", path.display()))?;
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_ansi(false)
-            .with_writer(log)
-            .init();
-    } else {
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(io::stderr)
-            .init();
     }
+    let log = match background {
+        true => Log::kept(),
+        false => Log::to_stderr(),
+    };
+    let lines = log.clone();
+    let said = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || lines.clone());
+    match background {
+        true => said.with_ansi(false).init(),
+        false => said.init(),
+    }
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let result = runtime.block_on(async {
         let stop = signals()?;
-        node::run(config, || ready(background), stop)
+        let path = DataDir::new(&config.data_dir).log();
+        node::run(config, || log.open(&path), || ready(background), stop)
             .await
             .map_err(Box::<dyn std::error::Error>::from)
     });
@@ -90,6 +87,23 @@ fn serve(config: Config, background: bool) -> Result {
     }
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
+}
+
+/// Each file that a program has open costs this process a descriptor, so it takes as many as it may have.
+pub(super) fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(e) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!("the limit of open files stays as it is: {e}");
+    }
+    if let Some(files) = getrlimit(Resource::Nofile).current
+        && files < OPEN_FILES_WANTED
+    {
+        tracing::warn!(
+            "this process may have only {files} files open, so programs can have about as many open in the mount: raise the hard limit (ulimit -Hn, LimitNOFILE=) for more"
+        );
+    }
 }
 
 /// Completes at the first signal that asks to end.
@@ -134,7 +148,7 @@ pub(super) fn umount(mountpoint: &Path) -> Result {
         println!("cleared the mount that a killed daemon left");
         return Ok(());
     }
-    if !fuse::is_mounted(&place)? {
+    if fuse::table::find(&place)?.is_none() {
         return Err(format!("no oncefs is mounted at {}", place.display()).into());
     }
     let data = ask::data_dir_of(&place)?;

@@ -9,8 +9,17 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 
 use super::Result;
-use crate::config::{ClusterConfig, Config, MountConfig};
+use crate::config::{ClusterConfig, Config, EtcdTls, MountConfig};
 use crate::content::disk;
+
+/// How soon changes of other machines are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Consistency {
+    /// When they arrive.
+    Relaxed,
+    /// At once.
+    Strict,
+}
 
 /// Options of `oncefs mount`.
 #[derive(Args, Clone)]
@@ -40,6 +49,25 @@ pub struct MountArgs {
         hide_env_values = true
     )]
     pub etcd: Vec<String>,
+    /// Certificates that make an https:// etcd endpoint good, in PEM [default: those of the operating system]
+    #[arg(long, env = "ONCEFS_ETCD_CA", value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// This node's certificate for etcd, in PEM
+    #[arg(
+        long,
+        env = "ONCEFS_ETCD_CERT",
+        value_name = "FILE",
+        requires = "etcd_key"
+    )]
+    pub etcd_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(
+        long,
+        env = "ONCEFS_ETCD_KEY",
+        value_name = "FILE",
+        requires = "etcd_cert"
+    )]
+    pub etcd_key: Option<PathBuf>,
     /// The MongoDB database of the tree
     #[arg(
         long,
@@ -59,6 +87,10 @@ pub struct MountArgs {
     /// Allow --api to listen beyond this machine, without TLS
     #[arg(long, env = "ONCEFS_API_INSECURE", value_parser = FalseyValueParser::new())]
     pub api_insecure: bool,
+    /// Where other machines of the cluster may fetch what this one has closed and not stored yet, or has cached: the
+    /// address of this machine as they reach it. Only they get an answer; the bytes are not encrypted
+    #[arg(long, env = "ONCEFS_PEER", value_name = "HOST:PORT")]
+    pub peer: Option<String>,
     /// Workers that hash and store
     #[arg(long, env = "ONCEFS_WORKERS", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
@@ -68,6 +100,9 @@ pub struct MountArgs {
     /// Seconds that a hash lock lives without renewal
     #[arg(long, env = "ONCEFS_LOCK_TTL", value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..=3600))]
     pub lock_ttl: u64,
+    /// Entries of the namespace log between two checkpoints, at the least (cluster only)
+    #[arg(long, env = "ONCEFS_CHECKPOINT_EVERY", value_name = "ENTRIES", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(10..))]
+    pub checkpoint_every: u64,
     /// Bound of the content cache (cluster only)
     #[arg(
         long,
@@ -91,9 +126,21 @@ pub struct MountArgs {
     /// Let other users use the mount
     #[arg(long, env = "ONCEFS_ALLOW_OTHER", value_parser = FalseyValueParser::new())]
     pub allow_other: bool,
+    /// What a lookup, an open and a listing see of other machines: "relaxed", what has arrived (milliseconds behind); or
+    /// "strict", everything that was acknowledged before, at the price of a question to MongoDB
+    #[arg(
+        long,
+        env = "ONCEFS_CONSISTENCY",
+        value_name = "HOW",
+        default_value = "relaxed"
+    )]
+    pub consistency: Consistency,
     /// Never hand spool files to the kernel
     #[arg(long, env = "ONCEFS_NO_PASSTHROUGH", value_parser = FalseyValueParser::new())]
     pub no_passthrough: bool,
+    /// Shown as the source of the mount, as by df and findmnt
+    #[arg(long, env = "ONCEFS_FSNAME", value_name = "NAME")]
+    pub fsname: Option<String>,
     /// Mount options as in mount(8), such as ro,noexec,fsname=NAME
     #[arg(
         short = 'o',
@@ -127,11 +174,15 @@ pub fn default_data_dir() -> Result<PathBuf> {
     }
 }
 
-/// `path` from the root, without resolving links: what is mounted there now may not answer.
+/// `path` from the root, as the table of mounts shows it: no links on the way to it, no trailing slash or dot. What is
+/// mounted there now is not looked at, since it may not answer.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
-    let path = std::path::absolute(path)?;
-    // A trailing slash or dot would not be found again in the table of mounts.
-    Ok(path.components().collect())
+    let path: PathBuf = std::path::absolute(path)?.components().collect();
+    let resolved = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => parent.canonicalize().map(|p| p.join(name)).ok(),
+        _ => None,
+    };
+    Ok(resolved.unwrap_or(path))
 }
 
 impl MountArgs {
@@ -142,8 +193,10 @@ impl MountArgs {
             (Some(uri), false) => Some(ClusterConfig {
                 mongodb: uri.clone(),
                 etcd: self.etcd.clone(),
+                etcd_tls: self.etcd_tls()?,
                 database: self.database.clone(),
                 lock_ttl: Duration::from_secs(self.lock_ttl),
+                checkpoint_every: self.checkpoint_every,
             }),
             (Some(_), true) => {
                 return Err("--mongodb needs --etcd as well (or leave both out to run embedded on this machine alone)".into());
@@ -164,6 +217,12 @@ impl MountArgs {
         {
             return Err(format!("--api {addr} would be open to the network without TLS: put a proxy with TLS in front of 127.0.0.1, or say --api-insecure").into());
         }
+        if let Some(peer) = &self.peer {
+            if cluster.is_none() {
+                return Err("--peer needs --mongodb and --etcd as well: without a cluster there are no peers".into());
+            }
+            check_peer(peer)?;
+        }
         let token = match (&self.token_file, std::env::var("ONCEFS_TOKEN")) {
             (Some(file), _) => Some(
                 disk::read_text(file)?
@@ -182,6 +241,7 @@ impl MountArgs {
             data_dir: absolute(&data_dir)?,
             cluster,
             api,
+            peer: self.peer.clone(),
             workers: self.workers.into(),
             queue: self.queue as usize,
             cache_bytes: self.cache_size.as_u64(),
@@ -191,45 +251,113 @@ impl MountArgs {
         })
     }
 
+    fn etcd_tls(&self) -> Result<EtcdTls> {
+        let read = |option: &str, path: &PathBuf| {
+            std::fs::read(path).map_err(|e| format!("{option} {}: {e}", path.display()))
+        };
+        Ok(EtcdTls {
+            ca: match &self.etcd_ca {
+                Some(path) => Some(read("--etcd-ca", path)?),
+                None => None,
+            },
+            identity: match (&self.etcd_cert, &self.etcd_key) {
+                (Some(cert), Some(key)) => {
+                    Some((read("--etcd-cert", cert)?, read("--etcd-key", key)?))
+                }
+                _ => None,
+            },
+        })
+    }
+
     fn mount_config(&self) -> Result<MountConfig> {
         let mut mount = MountConfig {
             allow_other: self.allow_other,
+            fsname: self.fsname.clone(),
             passthrough: !self.no_passthrough,
+            strict: self.consistency == Consistency::Strict,
             ..MountConfig::default()
         };
         for option in self.options.iter().filter(|o| !o.is_empty()) {
-            match option.as_str() {
-                "ro" => mount.read_only = true,
-                "rw" => mount.read_only = false,
-                "allow_other" => mount.allow_other = true,
-                "dev" | "suid" | "noexec" | "noatime" | "sync" | "dirsync" => {
-                    mount.options.push(option.clone());
-                }
-                // What is so anyway, and what mount(8) and fstab(5) keep for themselves.
-                "nodev"
-                | "nosuid"
-                | "exec"
-                | "atime"
-                | "relatime"
-                | "async"
-                | "defaults"
-                | "default_permissions"
-                | "auto"
-                | "noauto"
-                | "user"
-                | "nouser"
-                | "users"
-                | "nofail"
-                | "_netdev" => {}
-                o if o.starts_with("x-") || o.starts_with("subtype=") => {}
-                o => match o.split_once('=') {
-                    Some(("fsname", name)) => mount.fsname = Some(name.to_owned()),
-                    _ => return Err(format!("unknown mount option {o}").into()),
-                },
-            }
+            apply(&mut mount, option)?;
         }
         Ok(mount)
     }
+}
+
+/// Others are told this address, so it must mean this machine to them.
+fn check_peer(peer: &str) -> Result {
+    let any = peer
+        .parse()
+        .is_ok_and(|a: SocketAddr| a.ip().is_unspecified());
+    let port = peer
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()));
+    match port {
+        Some((host, Ok(_))) if !host.is_empty() && !any => Ok(()),
+        _ => Err(format!("--peer {peer}: the name or address of this machine as the others reach it, and a port, are expected, such as 10.0.0.1:8081").into()),
+    }
+}
+
+/// Whether `option` is a mount option that is understood.
+pub(super) fn is_mount_option(option: &str) -> bool {
+    apply(&mut MountConfig::default(), option).is_ok()
+}
+
+/// Applies a mount option. Of opposites the last one counts, as in mount(8).
+fn apply(mount: &mut MountConfig, option: &str) -> Result {
+    let mut set = |name: &str, on: bool| {
+        mount.options.retain(|o| o != name);
+        if on {
+            mount.options.push(name.to_owned());
+        }
+    };
+    match option {
+        "ro" => mount.read_only = true,
+        "rw" => mount.read_only = false,
+        "allow_other" => mount.allow_other = true,
+        "dev" | "suid" | "noexec" | "noatime" | "sync" | "dirsync" => set(option, true),
+        // mount(8) takes `dev` and `suid` for the default and keeps them for itself.
+        "allow_dev" => set("dev", true),
+        "allow_suid" => set("suid", true),
+        "nodev" => set("dev", false),
+        "nosuid" => set("suid", false),
+        "exec" => set("noexec", false),
+        "atime" => set("noatime", false),
+        "async" => set("sync", false),
+        // What is so anyway, what means nothing here, and what mount(8) and fstab(5) keep for themselves.
+        "defaults"
+        | "default_permissions"
+        | "relatime"
+        | "norelatime"
+        | "strictatime"
+        | "nostrictatime"
+        | "lazytime"
+        | "nolazytime"
+        | "diratime"
+        | "nodiratime"
+        | "silent"
+        | "loud"
+        | "nomand"
+        | "auto"
+        | "noauto"
+        | "user"
+        | "nouser"
+        | "users"
+        | "nousers"
+        | "owner"
+        | "noowner"
+        | "group"
+        | "nogroup"
+        | "nofail"
+        | "_netdev" => {}
+        o => match o.split_once('=') {
+            Some(("fsname", name)) => mount.fsname = Some(name.to_owned()),
+            Some(("subtype" | "comment" | "user" | "uhelper", _)) => {}
+            _ if o.starts_with("x-") || o.starts_with("X-") => {}
+            _ => return Err(format!("unknown mount option {o}").into()),
+        },
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -261,6 +389,26 @@ mod tests {
             .unwrap()
             .to_string();
         assert!(one.contains("--etcd"), "{one}");
+    }
+
+    #[test]
+    fn peers_need_a_cluster_and_an_address() {
+        let cluster = "/m --mongodb mongodb://h --etcd http://a:1 --peer";
+        for good in ["10.0.0.1:8081", "[::1]:0", "alpha:8081"] {
+            let c = config(&format!("{cluster} {good}")).unwrap();
+            assert_eq!(c.peer.as_deref(), Some(good));
+        }
+        for bad in [
+            "8081",
+            ":8081",
+            "alpha",
+            "0.0.0.0:8081",
+            "[::]:1",
+            "h:99999",
+        ] {
+            assert!(config(&format!("{cluster} {bad}")).is_err(), "{bad}");
+        }
+        assert!(config("/m --peer 10.0.0.1:8081").is_err());
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{SeekFrom, seek};
-use sha2::{Digest, Sha256};
 
-use crate::types::{ContentHash, Time};
+use super::sums::{Digest, Digester};
+use crate::types::Time;
 
 /// How many bytes are read at once while hashing or copying.
 pub const CHUNK: usize = 1 << 20;
@@ -21,66 +21,108 @@ pub fn copy(from: &File, to: &File) -> io::Result<()> {
     let len = from.metadata()?.len();
     rustix::fs::ftruncate(to, len)?;
     let mut at = 0;
-    while at < len {
-        // A disk that knows no holes reports the whole file as data.
-        let start = match seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(rustix::io::Errno::INVAL) => at,
-            Err(e) => return Err(e.into()),
-        };
-        let end = seek(from, SeekFrom::Hole(start)).unwrap_or(len).min(len);
+    while let Some((start, end)) = data_after(from, at, len)? {
         copy_range(from, to, start, end)?;
         at = end;
     }
     Ok(())
 }
 
-fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
-    let (mut src, mut dst) = (start, start);
-    while src < end {
-        let want = (end - src).min(1 << 30) as usize;
-        match rustix::fs::copy_file_range(from, Some(&mut src), to, Some(&mut dst), want) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(_) => return copy_by_hand(from, to, src, end),
+/// The next stretch of `file` that is no hole, from `at` on, before `len`. A disk that knows no holes has one of them.
+fn data_after(file: &File, at: u64, len: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= len {
+        return Ok(None);
+    }
+    let start = match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => start,
+        Err(rustix::io::Errno::NXIO) => return Ok(None),
+        Err(rustix::io::Errno::INVAL) => at,
+        Err(e) => return Err(e.into()),
+    };
+    let end = seek(file, SeekFrom::Hole(start)).unwrap_or(len);
+    Ok((start < len).then_some((start, end.min(len))))
+}
+
+fn copy_range(from: &File, to: &File, mut start: u64, end: u64) -> io::Result<()> {
+    while start < end {
+        match copy_part((from, start), (to, start), end - start)? {
+            0 => break,
+            n => start += n,
         }
     }
     Ok(())
 }
 
-fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    while at < end {
-        let want = (end - at).min(CHUNK as u64) as usize;
-        let n = from.read_at(&mut buffer[..want], at)?;
-        if n == 0 {
-            break;
-        }
-        to.write_all_at(&buffer[..n], at)?;
-        at += n as u64;
+/// Copies up to `len` bytes and says how many they were; 0 at the end of `from`. The disk shares blocks or moves the
+/// bytes by itself where it can.
+pub fn copy_part((from, at): (&File, u64), (to, to_at): (&File, u64), len: u64) -> io::Result<u64> {
+    use rustix::io::Errno;
+    let (mut src, mut dst) = (at, to_at);
+    let want = len.min(1 << 30) as usize;
+    match rustix::fs::copy_file_range(from, Some(&mut src), to, Some(&mut dst), want) {
+        Ok(n) => return Ok(n as u64),
+        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+        Err(e) => return Err(e.into()),
     }
-    Ok(())
+    let mut buffer = vec![0; CHUNK.min(want)];
+    let n = from.read_at(&mut buffer, at)?;
+    to.write_all_at(&buffer[..n], to_at)?;
+    Ok(n as u64)
 }
 
-/// The SHA-256 and the length of all of `file`, from its start whatever its position. `go_on` is asked between chunks;
-/// once it says no, the answer is `None`.
-pub fn hash(file: &File, go_on: impl Fn() -> bool) -> io::Result<Option<(ContentHash, u64)>> {
-    let size = file.metadata()?.len();
+static ZEROS: [u8; CHUNK] = [0; CHUNK];
+
+/// The digest of all of `file`, from its start whatever its position. `go_on` is asked between chunks; once it says no,
+/// the answer is `None`. Holes are not read, only hashed.
+pub fn hash(file: &File, go_on: impl Fn() -> bool) -> io::Result<Option<Digest>> {
+    hash_paced(file, |_| go_on())
+}
+
+/// The same, telling `pace` how many bytes came since it was asked last.
+pub fn hash_paced(file: &File, pace: impl Fn(u64) -> bool) -> io::Result<Option<Digest>> {
+    let meta = file.metadata()?;
+    let size = meta.len();
+    let sparse = meta.blocks() * 512 < size;
     let mut buffer = vec![0; CHUNK.min(size as usize + 1)];
-    let mut hasher = Sha256::new();
-    let mut at = 0;
+    let mut digester = Digester::default();
+    let (mut at, mut n) = (0, 0);
+    // The stretch of data under way; the last one goes on to the end of the file, wherever that is by then.
+    let mut data = (0, if sparse { 0 } else { u64::MAX });
     loop {
-        if !go_on() {
+        if !pace(n as u64) {
             return Ok(None);
         }
-        let n = file.read_at(&mut buffer, at)?;
-        if n == 0 {
-            return Ok(Some((ContentHash(hasher.finalize().into()), at)));
+        if at == data.1 {
+            data = data_after(file, at, size)?.unwrap_or((size, u64::MAX));
         }
-        hasher.update(&buffer[..n]);
+        if at < data.0 {
+            n = (data.0 - at).min(CHUNK as u64) as usize;
+            digester.update(&ZEROS[..n]);
+            at += n as u64;
+            continue;
+        }
+        let want = (data.1 - at).min(buffer.len() as u64) as usize;
+        n = file.read_at(&mut buffer[..want], at)?;
+        if n == 0 {
+            return Ok(Some(digester.finish()));
+        }
+        digester.update(&buffer[..n]);
         at += n as u64;
     }
+}
+
+/// Reads until `buffer` is full or the file ends.
+pub fn read_full(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
 /// The modification time of a file.
@@ -169,11 +211,28 @@ mod tests {
     }
 
     #[test]
+    fn holes_are_hashed_as_the_zeros_they_are() {
+        let file = tempfile::tempfile().unwrap();
+        for (len, data) in [(0, 0), (1, 0), (9 << 20, 3 << 20), (5_000_000, 4_999_000)] {
+            file.set_len(0).unwrap();
+            file.set_len(len).unwrap();
+            if data > 0 {
+                file.write_all_at(b"data", data).unwrap();
+            }
+            let mut all = vec![0; len as usize];
+            file.read_exact_at(&mut all, 0).unwrap();
+            let mut expected = Digester::default();
+            expected.update(&all);
+            assert_eq!(hash(&file, || true).unwrap(), Some(expected.finish()));
+        }
+    }
+
+    #[test]
     fn hashing_stops_when_told() {
         let file = tempfile::tempfile().unwrap();
         assert!(hash(&file, || false).unwrap().is_none());
-        let (empty, size) = hash(&file, || true).unwrap().unwrap();
-        assert!(empty.to_string().starts_with("e3b0c442"));
-        assert_eq!(size, 0);
+        let empty = hash(&file, || true).unwrap().unwrap();
+        assert!(empty.hash.to_string().starts_with("e3b0c442"));
+        assert_eq!(empty.size, 0);
     }
 }

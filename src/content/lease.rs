@@ -1,4 +1,4 @@
-//! Asking the kernel whether anybody can write to a file. The only unsafe code of this crate: no library offers leases.
+//! Asking the kernel whether anybody can write to a file. Unsafe code, as no library offers leases.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -9,22 +9,30 @@ use std::path::Path;
 /// Whether the file that `file` (opened for reading only) refers to is certainly open for writing nowhere, not even in
 /// the kernel. "No" may also mean that this disk cannot tell.
 pub fn has_no_writer(file: &File) -> bool {
-    // The kernel grants a read lease exactly when nobody can write. It ends with the next line, or with the descriptor.
+    // The kernel grants a read lease exactly when nobody can write.
+    is_granted(file, libc::F_RDLCK)
+}
+
+/// Whether the file is certainly open nowhere else, not even in the kernel. "No" may also mean that this disk cannot tell.
+pub fn is_nobody_elses(file: &File) -> bool {
+    // And a write lease when nobody else can read or write.
+    is_granted(file, libc::F_WRLCK)
+}
+
+fn is_granted(file: &File, lease: libc::c_int) -> bool {
+    // It ends with the second call, or with the descriptor.
     // SAFETY: fcntl with these commands takes an integer and touches no memory of ours.
     unsafe {
         let fd = file.as_raw_fd();
-        let granted = libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0;
+        let granted = libc::fcntl(fd, libc::F_SETLEASE, lease) == 0;
         granted && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
 }
 
-/// Whether the disk below `dir` can tell. Where it cannot, [`has_no_writer`] always says no.
-pub fn leases_work(dir: &Path) -> io::Result<bool> {
-    let path = dir.join("lease-probe");
-    drop(File::create(&path)?);
-    let answer = File::open(&path).map(|file| has_no_writer(&file));
-    std::fs::remove_file(&path)?;
-    answer
+/// Whether the disk can tell on which `file` lies, which nobody writes now. Where it cannot, [`has_no_writer`] always says
+/// no.
+pub fn leases_work(file: &Path) -> io::Result<bool> {
+    Ok(has_no_writer(&File::open(file)?))
 }
 
 #[cfg(test)]
@@ -37,7 +45,12 @@ mod tests {
         let path = dir.path().join("f");
         let writer = File::create(&path).unwrap();
         assert!(!has_no_writer(&File::open(&path).unwrap()));
+        assert!(is_nobody_elses(&writer));
         drop(writer);
-        assert!(has_no_writer(&File::open(&path).unwrap()));
+        let reader = File::open(&path).unwrap();
+        assert!(has_no_writer(&reader));
+        assert!(!is_nobody_elses(&File::create(&path).unwrap()));
+        drop(reader);
+        assert!(is_nobody_elses(&File::create(&path).unwrap()));
     }
 }

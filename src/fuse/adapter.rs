@@ -11,39 +11,40 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::errno::{errno, is_failure};
-use crate::tree::TreeError;
+use super::convert::{access, backing_id, caller, file_attr, ino, open_flags, time};
+use super::lock_flags::is_flock;
+use super::notify::Invalidations;
+use super::reply::{TTL, attr_ttl, failed, failed_inode, reply_empty, reply_entry, reply_xattr};
+use crate::backend::file_locks::Conflict;
+use crate::backend::ranges::{Family, Holder, Range};
 use crate::tree::op::{RenameMode, XattrMode};
-use crate::types::{Ino, Time};
-use crate::vfs::names::{AttrChange, Listed, NewNode};
+use crate::vfs::locking::LockRequest;
+use crate::vfs::names::{AttrChange, NewNode};
 use crate::vfs::open::Backing;
-use crate::vfs::{Access, Attr, Caller, Opened, Result, Vfs, VfsError};
+use crate::vfs::patience::asked_by;
+use crate::vfs::{Result, Vfs};
 
-/// How long the kernel may use names and attributes without asking. Long, since it is told of every change that it did
-/// not make itself.
-const TTL: Duration = Duration::from_secs(60);
 /// Largest read and write request.
 const REQUEST_BYTES: u32 = 1 << 20;
-/// What one copy_file_range copies at the most: it runs on the kernel's thread.
-const COPY_BYTES: u64 = 8 << 20;
 /// Requests that the kernel may have under way in the background, such as readahead.
 const BACKGROUND: u16 = 64;
-/// Entries looked up per readdir request.
-const READDIR_BATCH: usize = 256;
-/// Positions 1 and 2 of a directory are `.` and `..`; entry positions follow.
-const DOTS: u64 = 2;
 
+#[derive(Clone)]
 pub(super) struct Adapter {
     pub vfs: Arc<Vfs>,
     pub runtime: tokio::runtime::Handle,
+    /// Names and listings are those of the log's head at the time of the call.
+    pub strict: bool,
+    /// What the kernel has to be told before somebody who got a lock goes on.
+    pub invalidations: Invalidations,
 }
 
 impl Adapter {
@@ -59,121 +60,33 @@ impl Adapter {
             Poll::Pending => drop(self.runtime.spawn(future)),
         }
     }
-}
 
-fn failed(what: &str, e: &VfsError) -> Errno {
-    if is_failure(e) {
-        warn!("{what}: {e}");
-    } else {
-        debug!("{what}: {e}");
+    /// The same for a request that may wait for another machine: a signal for its thread ends that.
+    fn run_for(&self, req: &Request, future: impl Future<Output = ()> + Send + 'static) {
+        self.run(asked_by(req.pid(), future));
     }
-    errno(e)
-}
 
-/// The same for operations on an inode. That it is not there means that the kernel's name for it is outdated, as after
-/// another node put a file in its place; by this number the kernel looks the name up again.
-fn failed_inode(what: &str, e: &VfsError) -> Errno {
-    match e {
-        VfsError::Tree(TreeError::NotFound) => Errno::ESTALE,
-        e => failed(what, e),
+    /// Runs `f`, after the log's head if this mount is strict. `f` is told when that cannot be asked.
+    fn at_head(&self, f: impl FnOnce(Result<()>) + Send + 'static) {
+        if !self.strict {
+            return f(Ok(()));
+        }
+        let vfs = self.vfs.clone();
+        self.run(async move { f(vfs.catch_up().await) });
     }
-}
 
-fn caller(req: &Request) -> Caller {
-    Caller {
-        uid: req.uid(),
-        gid: req.gid(),
+    /// How long the kernel may use names and attributes without asking.
+    pub(super) fn ttl(&self) -> Duration {
+        if self.strict { Duration::ZERO } else { TTL }
     }
-}
 
-fn ino(n: INodeNo) -> Ino {
-    Ino(n.0)
-}
-
-fn kind(mode: u32) -> FileType {
-    match mode & libc::S_IFMT {
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFIFO => FileType::NamedPipe,
-        libc::S_IFSOCK => FileType::Socket,
-        libc::S_IFCHR => FileType::CharDevice,
-        libc::S_IFBLK => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    let inode = &attr.inode;
-    FileAttr {
-        ino: INodeNo(inode.ino.0),
-        size: inode.size,
-        blocks: attr.blocks,
-        atime: inode.atime.to_system(),
-        mtime: inode.mtime.to_system(),
-        ctime: inode.ctime.to_system(),
-        crtime: inode.ctime.to_system(),
-        kind: kind(inode.mode),
-        perm: (inode.mode & 0o7777) as u16,
-        nlink: inode.nlink,
-        uid: inode.uid,
-        gid: inode.gid,
-        rdev: inode.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-fn reply_entry(reply: ReplyEntry, what: &str, result: Result<Attr>) {
-    match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
-        Err(e) => reply.error(failed(what, &e)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, what: &str, result: Result<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(failed(what, &e)),
-    }
-}
-
-fn reply_xattr(reply: ReplyXattr, size: u32, what: &str, result: Result<Vec<u8>>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(failed_inode(what, &e)),
-    }
-}
-
-fn open_flags(opened: &Opened, access: Access) -> FopenFlags {
-    let mut flags = FopenFlags::empty();
-    if opened.keep_cache && opened.backing.is_none() {
-        flags |= FopenFlags::FOPEN_KEEP_CACHE;
-    }
-    // Closing what cannot have written tells nobody anything.
-    if !access.write {
-        flags |= FopenFlags::FOPEN_NOFLUSH;
-    }
-    flags
-}
-
-fn backing_id(backing: &Option<Backing>) -> Option<&BackingId> {
-    backing.as_ref().and_then(|b| b.downcast_ref())
-}
-
-fn access(req: &Request, flags: OpenFlags) -> Access {
-    Access {
-        clear_ids: req.uid() != 0,
-        write: flags.acc_mode() != OpenAccMode::O_RDONLY,
-        truncate: flags.0 & libc::O_TRUNC != 0,
-    }
-}
-
-fn time(t: TimeOrNow) -> Time {
-    match t {
-        TimeOrNow::SpecificTime(t) => Time::from(t),
-        TimeOrNow::Now => Time::now(),
+    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, new: NewNode, reply: ReplyEntry) {
+        let (vfs, caller, name) = (self.vfs.clone(), caller(req), name.as_bytes().to_vec());
+        let ttl = self.ttl();
+        self.run(async move {
+            let result = vfs.make(caller, ino(parent), &name, new).await;
+            reply_entry(reply, ttl, "make", result);
+        });
     }
 }
 
@@ -195,6 +108,15 @@ impl Filesystem for Adapter {
                 debug!("this kernel does not offer {missing:?}");
             }
         }
+        if self.vfs.shares_locks() {
+            for flag in [InitFlags::FUSE_POSIX_LOCKS, InitFlags::FUSE_FLOCK_LOCKS] {
+                config.add_capabilities(flag).map_err(|_| {
+                    io::Error::other(
+                        "this kernel keeps all locks to itself, so machines cannot share them",
+                    )
+                })?;
+            }
+        }
         if self.vfs.offers_passthrough()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {
@@ -209,16 +131,20 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        reply_entry(
-            reply,
-            "lookup",
-            self.vfs.lookup(ino(parent), name.as_bytes()),
-        );
+        let (this, name) = (self.clone(), name.as_bytes().to_vec());
+        self.at_head(move |head| {
+            let found = head.and_then(|()| this.vfs.lookup(ino(parent), &name));
+            reply_entry(reply, this.ttl(), "lookup", found);
+        });
+    }
+
+    fn forget(&self, _req: &Request, n: INodeNo, _nlookup: u64) {
+        self.vfs.forget(ino(n));
     }
 
     fn getattr(&self, _req: &Request, n: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.vfs.attr(ino(n)) {
-            Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+            Ok(attr) => reply.attr(&attr_ttl(self.ttl(), &attr), &file_attr(&attr)),
             Err(e) => reply.error(failed_inode("getattr", &e)),
         }
     }
@@ -250,9 +176,10 @@ impl Filesystem for Adapter {
             atime: atime.map(time),
             mtime: mtime.map(time),
         };
-        self.run(async move {
+        let ttl = self.ttl();
+        self.run_for(req, async move {
             match vfs.setattr(caller, ino(n), change).await {
-                Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+                Ok(attr) => reply.attr(&attr_ttl(ttl, &attr), &file_attr(&attr)),
                 Err(e) => reply.error(failed_inode("setattr", &e)),
             }
         });
@@ -366,20 +293,25 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (vfs, name) = (self.vfs.clone(), newname.as_bytes().to_vec());
+        let ttl = self.ttl();
         self.run(async move {
             let result = vfs.link(ino(n), ino(newparent), &name).await;
-            reply_entry(reply, "link", result);
+            reply_entry(reply, ttl, "link", result);
         });
     }
 
     fn open(&self, req: &Request, n: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (vfs, access) = (self.vfs.clone(), access(req, flags));
-        self.run(async move {
+        let strict = self.strict;
+        self.run_for(req, async move {
+            if strict && let Err(e) = vfs.catch_up().await {
+                return reply.error(failed_inode("open", &e));
+            }
             let register = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
             let opened = vfs.open(ino(n), access, &register).await;
             match opened {
                 Ok(opened) => {
-                    let flags = open_flags(&opened, access);
+                    let flags = open_flags(&opened, access, vfs.shares_locks());
                     let fh = FileHandle(opened.fh);
                     match backing_id(&opened.backing) {
                         Some(id) => reply.opened_passthrough(fh, flags, id),
@@ -403,7 +335,8 @@ impl Filesystem for Adapter {
     ) {
         let (vfs, caller, name) = (self.vfs.clone(), caller(req), name.as_bytes().to_vec());
         let access = access(req, OpenFlags(flags));
-        self.run(async move {
+        let ttl = self.ttl();
+        self.run_for(req, async move {
             let register = |file: &File| Ok(Arc::new(reply.open_backing(file)?) as Backing);
             let created = vfs
                 .create(
@@ -419,13 +352,13 @@ impl Filesystem for Adapter {
             match created {
                 Ok((attr, opened)) => {
                     let attr = file_attr(&attr);
-                    let flags = open_flags(&opened, access);
+                    let flags = open_flags(&opened, access, vfs.shares_locks());
                     let fh = FileHandle(opened.fh);
                     match backing_id(&opened.backing) {
                         Some(id) => {
-                            reply.created_passthrough(&TTL, &attr, Generation(0), fh, flags, id)
+                            reply.created_passthrough(&ttl, &attr, Generation(0), fh, flags, id)
                         }
-                        None => reply.created(&TTL, &attr, Generation(0), fh, flags),
+                        None => reply.created(&ttl, &attr, Generation(0), fh, flags),
                     }
                 }
                 Err(e) => reply.error(failed("create", &e)),
@@ -435,7 +368,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         _n: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -445,7 +378,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let vfs = self.vfs.clone();
-        self.run(async move {
+        self.run_for(req, async move {
             let mut buffer = vec![0; size.min(REQUEST_BYTES) as usize];
             match vfs.read(fh.0, offset, &mut buffer).await {
                 Ok(n) => reply.data(&buffer[..n]),
@@ -456,7 +389,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _n: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -466,18 +399,22 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let clear_ids = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let clears_ids = write_flags
+            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            .then(|| caller(req));
         let size = data.len() as u32;
         // With the spool file at hand nothing has to wait, so nothing has to be copied.
-        if !clear_ids && let Some(result) = self.vfs.write_now(fh.0, offset, data) {
+        if clears_ids.is_none()
+            && let Some(result) = self.vfs.write_now(fh.0, offset, data)
+        {
             return match result {
                 Ok(()) => reply.written(size),
                 Err(e) => reply.error(failed("write", &e)),
             };
         }
         let (vfs, data) = (self.vfs.clone(), data.to_vec());
-        self.run(async move {
-            match vfs.write(fh.0, offset, &data, clear_ids).await {
+        self.run_for(req, async move {
+            match vfs.write(fh.0, offset, &data, clears_ids).await {
                 Ok(()) => reply.written(size),
                 Err(e) => reply.error(failed("write", &e)),
             }
@@ -487,13 +424,17 @@ impl Filesystem for Adapter {
     fn flush(
         &self,
         _req: &Request,
-        _n: INodeNo,
+        n: INodeNo,
         fh: FileHandle,
-        _owner: LockOwner,
+        owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let vfs = self.vfs.clone();
-        self.run(async move { reply_empty(reply, "flush", vfs.flush(fh.0).await) });
+        let (vfs, told) = (self.vfs.clone(), self.invalidations.clone());
+        self.run(async move {
+            let closed = vfs.close(fh.0, owner.0).await;
+            told.note_loss(ino(n), &closed);
+            reply_empty(reply, "flush", closed)
+        });
     }
 
     fn release(
@@ -510,16 +451,123 @@ impl Filesystem for Adapter {
         self.run(async move { reply_empty(reply, "release", vfs.release(fh.0).await) });
     }
 
-    fn fsync(
+    fn fsync(&self, req: &Request, n: INodeNo, fh: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        let (vfs, told) = (self.vfs.clone(), self.invalidations.clone());
+        self.run_for(req, async move {
+            let synced = vfs.fsync(fh.0, data_only).await;
+            told.note_loss(ino(n), &synced);
+            reply_empty(reply, "fsync", synced)
+        });
+    }
+
+    fn getlk(
         &self,
         _req: &Request,
         _n: INodeNo,
         fh: FileHandle,
-        data_only: bool,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let wanted = Range {
+            holder: Holder {
+                family: Family::Posix,
+                owner: owner.0,
+            },
+            exclusive: kind == libc::F_WRLCK,
+            start,
+            end,
+            pid,
+        };
+        let vfs = self.vfs.clone();
+        self.run(async move {
+            match vfs.locked_by(fh.0, wanted).await {
+                Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+                Ok(Some(Conflict { range, here })) => {
+                    let kind = match range.exclusive {
+                        true => libc::F_WRLCK,
+                        false => libc::F_RDLCK,
+                    };
+                    // The number of a process of another machine would name some other process of this one.
+                    let pid = if here { range.pid } else { 0 };
+                    reply.locked(range.start, range.end, kind, pid);
+                }
+                Err(e) => reply.error(failed("getlk", &e)),
+            }
+        });
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        n: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        wait: bool,
         reply: ReplyEmpty,
     ) {
-        let vfs = self.vfs.clone();
-        self.run(async move { reply_empty(reply, "fsync", vfs.fsync(fh.0, data_only).await) });
+        let family = match is_flock(req, fh.0, owner.0) {
+            Some(true) => Family::Flock,
+            Some(false) => Family::Posix,
+            None => return reply.error(Errno::ENOLCK),
+        };
+        let holder = Holder {
+            family,
+            owner: owner.0,
+        };
+        let range = Range {
+            holder,
+            exclusive: kind == libc::F_WRLCK,
+            start,
+            end,
+            pid,
+        };
+        let request = LockRequest {
+            range,
+            wait,
+            thread: req.pid(),
+        };
+        let (vfs, told) = (self.vfs.clone(), self.invalidations.clone());
+        self.run_for(req, async move {
+            let n = ino(n);
+            if kind == libc::F_UNLCK {
+                let result = vfs.unlock(fh.0, holder, start, end).await;
+                told.note_loss(n, &result);
+                return reply_empty(reply, "unlock", result);
+            }
+            let result = vfs.lock(fh.0, request).await;
+            if let Ok(stale) = result {
+                if stale {
+                    told.note_content(n);
+                }
+                told.told(n).await;
+            }
+            reply_empty(reply, "lock", result.map(drop));
+        });
+    }
+
+    fn opendir(&self, _req: &Request, n: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.vfs.open_dir(ino(n));
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        n: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.vfs.release_dir(ino(n));
+        reply.ok();
     }
 
     fn readdir(
@@ -528,23 +576,13 @@ impl Filesystem for Adapter {
         n: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let filled = self.each_entry(ino(n), offset, |entry| match entry {
-            Entry::Dot(of, position, name) => {
-                reply.add(INodeNo(of.0), position, FileType::Directory, name)
-            }
-            Entry::Listed(listed) => reply.add(
-                INodeNo(listed.dentry.ino.0),
-                listed.dentry.cookie + DOTS,
-                kind(listed.dentry.mode),
-                OsStr::from_bytes(&listed.dentry.name),
-            ),
-        });
-        match filled {
-            Ok(()) => reply.ok(),
+        let this = self.clone();
+        self.at_head(move |head| match head {
+            Ok(()) => this.list(ino(n), offset, reply),
             Err(e) => reply.error(failed("readdir", &e)),
-        }
+        });
     }
 
     fn readdirplus(
@@ -553,34 +591,13 @@ impl Filesystem for Adapter {
         n: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let filled = self.each_entry(ino(n), offset, |entry| match entry {
-            Entry::Dot(of, position, name) => match self.vfs.attr(of) {
-                Ok(attr) => reply.add(
-                    INodeNo(of.0),
-                    position,
-                    name,
-                    &TTL,
-                    &file_attr(&attr),
-                    Generation(0),
-                ),
-                // The directory was removed while it was read.
-                Err(_) => false,
-            },
-            Entry::Listed(listed) => reply.add(
-                INodeNo(listed.dentry.ino.0),
-                listed.dentry.cookie + DOTS,
-                OsStr::from_bytes(&listed.dentry.name),
-                &TTL,
-                &file_attr(&listed.attr),
-                Generation(0),
-            ),
-        });
-        match filled {
-            Ok(()) => reply.ok(),
+        let this = self.clone();
+        self.at_head(move |head| match head {
+            Ok(()) => this.list_plus(ino(n), offset, reply),
             Err(e) => reply.error(failed("readdirplus", &e)),
-        }
+        });
     }
 
     fn fsyncdir(
@@ -651,7 +668,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         _n: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -661,7 +678,7 @@ impl Filesystem for Adapter {
     ) {
         let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
         let vfs = self.vfs.clone();
-        self.run(async move {
+        self.run_for(req, async move {
             let result = vfs
                 .writing(fh.0, |file| {
                     Ok(rustix::fs::fallocate(file, flags, offset, length)?)
@@ -673,7 +690,7 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         _n: INodeNo,
         fh: FileHandle,
         offset: i64,
@@ -689,7 +706,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let vfs = self.vfs.clone();
-        self.run(async move {
+        self.run_for(req, async move {
             let result = vfs
                 .reading(fh.0, |file| match file {
                     Some(file) => Ok(rustix::fs::seek(file, whence)?),
@@ -720,7 +737,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         _from: INodeNo,
         fh_from: FileHandle,
         offset_from: u64,
@@ -732,9 +749,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let vfs = self.vfs.clone();
-        // The caller comes back for the rest.
-        let len = len.min(COPY_BYTES) as usize;
-        self.run(async move {
+        self.run_for(req, async move {
             let copied = vfs
                 .copy_range((fh_from.0, offset_from), (fh_to.0, offset_to), len)
                 .await;
@@ -743,50 +758,5 @@ impl Filesystem for Adapter {
                 Err(e) => reply.error(failed("copy_file_range", &e)),
             }
         });
-    }
-}
-
-enum Entry<'a> {
-    Dot(Ino, u64, &'a str),
-    Listed(&'a Listed),
-}
-
-impl Adapter {
-    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, new: NewNode, reply: ReplyEntry) {
-        let (vfs, caller, name) = (self.vfs.clone(), caller(req), name.as_bytes().to_vec());
-        self.run(async move {
-            let result = vfs.make(caller, ino(parent), &name, new).await;
-            reply_entry(reply, "make", result);
-        });
-    }
-
-    /// Gives `add` the entries after `offset` until it says that its buffer is full.
-    fn each_entry(
-        &self,
-        dir: Ino,
-        offset: u64,
-        mut add: impl FnMut(Entry<'_>) -> bool,
-    ) -> Result<()> {
-        if offset < 1 && add(Entry::Dot(dir, 1, ".")) {
-            return Ok(());
-        }
-        // A directory that was removed while it is open has no entries any more, and no parent.
-        let parent = self.vfs.parent_of(dir).unwrap_or(dir);
-        if offset < DOTS && add(Entry::Dot(parent, DOTS, "..")) {
-            return Ok(());
-        }
-        let mut after = offset.saturating_sub(DOTS);
-        loop {
-            let listed = self.vfs.list(dir, after, READDIR_BATCH)?;
-            for entry in &listed {
-                if add(Entry::Listed(entry)) {
-                    return Ok(());
-                }
-                after = entry.dentry.cookie;
-            }
-            if listed.len() < READDIR_BATCH {
-                return Ok(());
-            }
-        }
     }
 }

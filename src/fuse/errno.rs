@@ -16,7 +16,13 @@ pub fn errno(e: &VfsError) -> Errno {
         VfsError::NotSupported(_) => Errno::EOPNOTSUPP,
         VfsError::Range => Errno::ERANGE,
         VfsError::StillElsewhere(_) => Errno::EIO,
+        VfsError::Stalled => Errno::EIO,
         VfsError::Lost(_) => Errno::EIO,
+        VfsError::Locked => Errno::EAGAIN,
+        VfsError::LockLost(_) => Errno::EIO,
+        VfsError::Overtaken(_) => Errno::EIO,
+        VfsError::NoLocks(_) => Errno::ENOLCK,
+        VfsError::Interrupted => Errno::EINTR,
     }
 }
 

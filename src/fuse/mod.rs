@@ -4,8 +4,15 @@
 //! is local completes there, without a thread switch, and whatever has to wait moves into a task together with its reply.
 
 mod adapter;
+mod convert;
 mod errno;
+mod listing;
+mod lock_flags;
 pub mod notify;
+mod remount;
+mod reply;
 mod session;
+pub mod table;
 
-pub use session::{Mounted, clear_stale, is_mounted, mount, unmount};
+pub use remount::remount;
+pub use session::{Mounted, abort, clear_stale, is_dying, mount, unmount};

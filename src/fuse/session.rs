@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,12 +16,11 @@ use tracing::{debug, warn};
 
 use super::adapter::Adapter;
 use super::notify::Invalidations;
+use super::table::{self, SUBTYPE};
 use crate::config::MountConfig;
 use crate::vfs::Vfs;
 use crate::vfs::xattrs::DATA_DIR;
 
-/// The file system type in /proc/mounts is `fuse.` and this.
-const SUBTYPE: &str = "oncefs";
 /// What the kernel reads ahead in one file, in KiB; its own default of 128 costs a sequential reader half its speed.
 const READ_AHEAD_KIB: u32 = 1024;
 /// How long programs that use the mount may keep a node that was told to end.
@@ -87,6 +86,8 @@ pub fn mount(
     let adapter = Adapter {
         vfs,
         runtime: tokio::runtime::Handle::current(),
+        strict: options.strict,
+        invalidations: invalidations.clone(),
     };
     invalidations.clear();
     let mut session = Session::new(adapter, mountpoint, &config)?;
@@ -102,7 +103,11 @@ pub fn mount(
     let thread = std::thread::Builder::new()
         .name("fuse".into())
         .spawn(move || {
-            let result = session.run();
+            let result = match session.run() {
+                // The mount went while a request was on its way out: an end like any other.
+                Err(e) if e.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => Ok(()),
+                result => result,
+            };
             on_end();
             result
         })?;
@@ -148,7 +153,9 @@ impl Mounted {
 fn set_read_ahead(mountpoint: &Path) {
     let set = || -> io::Result<()> {
         // Not from stat(2): a daemon that is killed while it asks its own mount waits for itself for ever.
-        let device = device(mountpoint)?.ok_or(io::ErrorKind::NotFound)?;
+        let device = table::find(mountpoint)?
+            .ok_or(io::ErrorKind::NotFound)?
+            .device;
         fs::write(
             format!("/sys/class/bdi/{device}/read_ahead_kb"),
             READ_AHEAD_KIB.to_string(),
@@ -159,53 +166,9 @@ fn set_read_ahead(mountpoint: &Path) {
     }
 }
 
-/// Whether an oncefs is mounted at exactly this place, alive or dead.
-pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
-    Ok(device(mountpoint)?.is_some())
-}
-
-/// The device number, `major:minor`, of the oncefs that is mounted at exactly this place, the topmost if there are more.
-fn device(mountpoint: &Path) -> io::Result<Option<String>> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    let found = table.split(|b| *b == b'\n').rev().find_map(|line| {
-        let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
-        let kind = fields
-            .iter()
-            .position(|f| *f == b"-")
-            .and_then(|at| fields.get(at + 1));
-        let ours = fields.len() > 4
-            && unescape(fields[4]) == mountpoint
-            && kind.is_some_and(|k| *k == [b"fuse.", SUBTYPE.as_bytes()].concat());
-        ours.then(|| String::from_utf8_lossy(fields[2]).into_owned())
-    });
-    Ok(found)
-}
-
-/// mountinfo writes space, tab, newline and backslash as `\` and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::new();
-    let mut at = 0;
-    while at < field.len() {
-        let digits = field
-            .get(at + 1..at + 4)
-            .and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        match digits {
-            Some(byte) if field[at] == b'\\' => {
-                out.push(byte);
-                at += 4;
-            }
-            _ => {
-                out.push(field[at]);
-                at += 1;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(out))
-}
-
 /// Takes away what a killed daemon left mounted at `mountpoint`. True when there was something.
 pub fn clear_stale(mountpoint: &Path) -> io::Result<bool> {
-    if !is_mounted(mountpoint)? {
+    if table::find(mountpoint)?.is_none() {
         return Ok(false);
     }
     // Not stat(2): the kernel may still answer that from its cache.
@@ -216,6 +179,35 @@ pub fn clear_stale(mountpoint: &Path) -> io::Result<bool> {
         }
         _ => Ok(false),
     }
+}
+
+/// Whether process `pid` was killed and has not ended all the same. The kernel can keep it: a thread that tells of another
+/// node's change waits, beyond any signal, for a directory that is locked by a program whose request the daemon would
+/// have to answer. As long as that thread lives the connection is open, and the program waits as well.
+pub fn is_dying(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
+    matches!(state, Some(b'Z' | b'X'))
+}
+
+/// Ends the connection of a daemon that cannot do so any more. Whoever waits for an answer gets an error.
+pub fn abort(mountpoint: &Path) -> io::Result<()> {
+    // By its place first: its number is another mount's as soon as it is free.
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
+    match rustix::mount::unmount(mountpoint, flags) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+        Err(Errno::PERM) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let Some(listed) = table::find(mountpoint)? else {
+        return Ok(());
+    };
+    let connection = listed.device.rsplit(':').next().unwrap_or_default();
+    // Belongs to who mounted it; but this directory is not mounted everywhere.
+    let control = Path::new("/sys/fs/fuse/connections")
+        .join(connection)
+        .join("abort");
+    std::fs::write(control, "1")
 }
 
 /// Unmounts as the user who asks: directly as root, through fusermount3 else. Busy is an error.
@@ -243,16 +235,4 @@ fn unmount_with(mountpoint: &Path, flags: UnmountFlags, option: &str) -> io::Res
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(io::Error::other(text))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_with_spaces_are_recognised() {
-        assert_eq!(unescape(br"/mnt/my\040files"), Path::new("/mnt/my files"));
-        assert_eq!(unescape(br"/a\134b"), Path::new(r"/a\b"));
-        assert!(!is_mounted(Path::new("/")).unwrap());
-    }
 }

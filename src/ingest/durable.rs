@@ -16,8 +16,12 @@ pub(super) struct Barrier {
 }
 
 impl Barrier {
-    /// Returns once everything that was submitted before the call survives power loss of this machine.
-    pub(super) async fn reached(&self, tree: &Arc<Tree>) -> Result<(), TreeError> {
+    /// Returns once everything that was submitted before the call survives power loss of this machine, by way of `sync`.
+    pub(super) async fn reached(
+        &self,
+        tree: &Arc<Tree>,
+        sync: fn(&Tree) -> Result<(), TreeError>,
+    ) -> Result<(), TreeError> {
         // A sync that begins after this line covers what the caller submitted.
         let needed = self.begun.load(Ordering::Acquire) + 1;
         let _turn = self.turn.lock().await;
@@ -26,7 +30,7 @@ impl Barrier {
         }
         let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let tree = tree.clone();
-        let synced = tokio::task::spawn_blocking(move || tree.sync()).await;
+        let synced = tokio::task::spawn_blocking(move || sync(&tree)).await;
         synced.map_err(|e| TreeError::Unavailable(e.to_string()))??;
         self.done.store(number, Ordering::Release);
         Ok(())

@@ -2,11 +2,21 @@
 //!
 //! The queue is only a wake-up, bounded and in memory: what is on disk and in the namespace is the truth, so a full queue
 //! or a crash loses nothing. [`worker`] takes jobs through hash, lock, store and commit; [`recovery`] finds at start what
-//! was left; [`gc`] removes content that no file has any more.
+//! was left, `judging` what it could not judge yet; [`gc`] removes content that no file has any more, [`sweep`] and [`strays`] what no file ever had; [`lasting`]
+//! sees to what power loss would leave; `large`, `share` and `snapshot` say how large files, copies, and files that stay
+//! open are treated.
 
 mod durable;
 pub mod gc;
+mod judging;
+mod large;
+pub mod lasting;
+mod present;
 pub mod recovery;
+mod share;
+mod snapshot;
+pub mod strays;
+pub mod sweep;
 mod worker;
 
 use std::collections::HashSet;
@@ -21,7 +31,7 @@ use tokio::task::JoinSet;
 use crate::backend::{Backends, Records};
 use crate::content::{Sealed, Spool};
 use crate::tree::Tree;
-use crate::types::{Generation, Ino, NodeId};
+use crate::types::{BlobId, ContentHash, Generation, Ino, NodeId};
 
 /// One wake-up: this generation of this inode is sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,10 +66,16 @@ pub struct Ingest {
     jobs: tokio::sync::Mutex<mpsc::Receiver<Job>>,
     /// A job did not fit the queue: look through the spool once the queue is empty.
     overflow: AtomicBool,
+    /// The store did not answer the last job.
+    away: AtomicBool,
     in_flight: Mutex<HashSet<(Ino, Generation)>>,
     busy: AtomicUsize,
+    large: large::Lane,
     stop: watch::Sender<bool>,
     durable: durable::Barrier,
+    unjudged: Mutex<recovery::Unjudged>,
+    /// Content that left the namespace and whose bytes could not be removed yet.
+    reaped: Mutex<Vec<(ContentHash, BlobId)>>,
     /// What happened so far.
     pub counters: Counters,
 }
@@ -84,21 +100,28 @@ impl Ingest {
             queue: sender,
             jobs: tokio::sync::Mutex::new(receiver),
             overflow: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             in_flight: Mutex::default(),
             busy: AtomicUsize::new(0),
+            large: large::Lane::default(),
             stop: watch::channel(false).0,
             durable: durable::Barrier::default(),
+            unjudged: Mutex::default(),
+            reaped: Mutex::default(),
             counters: Counters::default(),
         }
     }
 
     /// Starts the workers and the collector. They end after [`Ingest::stop`], each with what it has in hand.
     pub fn start(self: &Arc<Self>, workers: usize, gc_grace: Duration) -> JoinSet<()> {
+        self.large.open_for(workers);
         let mut tasks = JoinSet::new();
         for n in 1..=workers.max(1) {
             tasks.spawn(worker::run(self.clone(), format!("worker-{n}")));
         }
         tasks.spawn(gc::run(self.clone(), gc_grace));
+        tasks.spawn(lasting::run(self.clone()));
+        tasks.spawn(self.clone().judge_later());
         tasks
     }
 
@@ -118,6 +141,7 @@ impl Ingest {
 
     fn push(&self, job: Job) {
         if self.queue.try_send(job).is_err() {
+            self.spool.set_waiting(job.ino, job.generation, true);
             self.overflow.store(true, Ordering::Release);
         }
     }

@@ -4,22 +4,25 @@
 //! the steps one by one, each under the lock of its own hash.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
+use super::large::LARGE_BYTES;
 use super::{Ingest, Job};
 use crate::backend::{BackendError, FileRecord, HashLock, Put};
 use crate::content::spool::{Freeze, Progress};
+use crate::content::sums::{Digest, Sums};
 use crate::content::{disk, has_no_writer};
 use crate::tree::op::StoredBy;
-use crate::tree::{Body, Commitment, Inode, Op, Origin, TreeError};
+use crate::tree::{Body, Commitment, Inode, Op, Origin, Tree, TreeError};
 use crate::types::{BlobId, ContentHash, Status, Time};
+use crate::windows;
 
 /// How many small files one worker takes at a time.
 const BATCH_FILES: usize = 64;
@@ -28,12 +31,14 @@ const BATCH_BYTES: u64 = 8 << 20;
 /// How long a worker lets small files gather before it takes what there is. Where there are many, a sync for each would
 /// cost the writers their disk.
 const GATHER: Duration = Duration::from_millis(15);
+/// How often a store that does not answer is asked whether it is back.
+const PROBE: Duration = Duration::from_millis(500);
 /// Up to this size a file is hashed on the spot; a larger one where it may block.
-const HASH_INLINE_BYTES: u64 = 256 << 10;
+pub(super) const HASH_INLINE_BYTES: u64 = 256 << 10;
 
 /// Why a job did not end with its content stored.
 #[derive(Debug, thiserror::Error)]
-enum StoreError {
+pub enum StoreError {
     /// The file was taken back by a writer, or is gone: another job will come, or none is needed.
     #[error("stale")]
     Stale,
@@ -48,6 +53,20 @@ enum StoreError {
     Tree(#[from] TreeError),
     #[error("local disk: {0}")]
     Io(#[from] std::io::Error),
+    /// Only a person can have removed it.
+    #[error("{} is missing, and the file's content with it, unless it is put back", .0.display())]
+    Missing(PathBuf),
+}
+
+impl StoreError {
+    /// Nothing is wrong with the file: the store or the log cannot be reached.
+    fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Backend(BackendError::Unavailable(_))
+                | StoreError::Tree(TreeError::Unavailable(_))
+        )
+    }
 }
 
 pub(super) async fn run(ingest: Arc<Ingest>, name: String) {
@@ -56,7 +75,10 @@ pub(super) async fn run(ingest: Arc<Ingest>, name: String) {
         let batch = tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            batch = ingest.next_batch() => batch,
+            batch = async {
+                ingest.store_answers().await;
+                ingest.next_batch().await
+            } => batch,
         };
         ingest.busy.fetch_add(batch.len(), Ordering::Relaxed);
         let count = batch.len();
@@ -66,6 +88,20 @@ pub(super) async fn run(ingest: Arc<Ingest>, name: String) {
 }
 
 impl Ingest {
+    /// Returns once the store answers, as far as this node knows. Work that has to wait for it waits in the spool.
+    async fn store_answers(&self) {
+        while self.away.load(Ordering::Acquire) {
+            if self.backends.membership.health().await.mongo {
+                self.away.store(false, Ordering::Release);
+                info!("the store is back");
+                // Another worker may be waiting for a job, and these were taken off the queue.
+                self.refill();
+                return;
+            }
+            tokio::time::sleep(PROBE).await;
+        }
+    }
+
     async fn next_batch(&self) -> Vec<Job> {
         let mut jobs = self.jobs.lock().await;
         let mut batch = Vec::new();
@@ -113,14 +149,27 @@ impl Ingest {
         if !self.in_flight.lock().insert(key) {
             return;
         }
+        let path = self.spool.path(job.ino, job.generation);
+        let large = std::fs::metadata(path).is_ok_and(|m| m.len() >= LARGE_BYTES);
+        if large && !self.large.enter(job) {
+            self.in_flight.lock().remove(&key);
+            return;
+        }
         let result = self.store(worker, job).await;
         self.in_flight.lock().remove(&key);
+        if large && let Some(next) = self.large.leave() {
+            self.push(next);
+        }
         match result {
             Ok(()) => {}
             Err(StoreError::Stale) => debug!("inode {}: job is stale", job.ino),
             Err(StoreError::StillMapped) => {
                 let pause = Duration::from_millis(10 << job.failures.min(7));
                 self.again(job, pause);
+            }
+            Err(StoreError::Tree(TreeError::Reaped)) => {
+                debug!("inode {}: its object was removed meanwhile", job.ino);
+                self.again(job, Duration::from_millis(20 << job.failures.min(8)));
             }
             Err(e) => self.failed(worker, job, e).await,
         }
@@ -131,11 +180,24 @@ impl Ingest {
         if !self.spool.is_sealed(job.ino, job.generation) {
             return;
         }
+        if e.is_outage() {
+            self.wait_for_store(job, &e);
+            return;
+        }
         let pause = Duration::from_millis(250 << job.failures.min(8)).min(Duration::from_secs(30));
-        warn!(
-            "{worker}: inode {} was not stored: {e}; trying again in {pause:?}",
-            job.ino
-        );
+        // Whoever removed it may put it back.
+        let e = match self.spool.is_missing(job.ino) {
+            true => StoreError::Missing(self.spool.path(job.ino, job.generation)),
+            false => e,
+        };
+        match e {
+            StoreError::Missing(_) if job.failures == 0 => error!("inode {}: {e}", job.ino),
+            StoreError::Missing(_) => debug!("inode {}: {e}", job.ino),
+            ref e => warn!(
+                "{worker}: inode {} was not stored: {e}; trying again in {pause:?}",
+                job.ino
+            ),
+        }
         self.counters.failures.fetch_add(1, Ordering::Relaxed);
         let hash = self.spool.progress(job.ino).and_then(|(_, p)| p.hash);
         let progress = Progress {
@@ -152,6 +214,22 @@ impl Ingest {
             self.note(&record).await;
         }
         self.again(job, pause);
+    }
+
+    /// Leaves the job in the spool until the store is back.
+    fn wait_for_store(&self, job: Job, e: &StoreError) {
+        if !self.away.swap(true, Ordering::AcqRel) {
+            warn!("the store does not answer: {e}; files wait in the spool until it is back");
+        }
+        let hash = self.spool.progress(job.ino).and_then(|(_, p)| p.hash);
+        let progress = Progress {
+            hash,
+            status: Status::Queued,
+            error: Some(e.to_string()),
+        };
+        self.spool.set_progress(job.ino, job.generation, progress);
+        self.spool.set_waiting(job.ino, job.generation, true);
+        self.overflow.store(true, Ordering::Release);
     }
 
     fn again(self: &Arc<Self>, job: Job, pause: Duration) {
@@ -183,12 +261,19 @@ impl Ingest {
             Ok(inode) if inode.generation == job.generation => Ok(inode),
             Ok(inode) if inode.generation < job.generation => self.announce(job, inode).await,
             // Another node closed it later.
-            Ok(_) => {
-                self.spool.lose(job.ino, job.generation);
+            Ok(inode) => {
+                // This node did, and the power took that: recovery goes on with what there is.
+                if !is_pending_here(&inode, &self.node) {
+                    self.spool.lose(job.ino, job.generation);
+                }
                 Err(StoreError::Stale)
             }
-            // Whoever has it open still reads it; the last close removes it.
-            Err(TreeError::NotFound) => Err(StoreError::Stale),
+            // Whoever has it open still reads it; the last close removes it. Or a merge is about to make it known, and
+            // queues it then.
+            Err(TreeError::NotFound) => {
+                self.spool.set_waiting(job.ino, job.generation, false);
+                Err(StoreError::Stale)
+            }
             Err(e) => Err(e.into()),
         }
     }
@@ -213,9 +298,22 @@ impl Ingest {
         applied.inode.ok_or(StoreError::Stale)
     }
 
+    /// A mapping that was written to after the close has moved the file's time.
+    async fn written_late(&self, job: Job, inode: Inode) -> Result<Inode, StoreError> {
+        if self.spool.may_be_mapped(job.ino) {
+            let meta = std::fs::metadata(self.spool.path(job.ino, job.generation))?;
+            if disk::mtime(&meta) > inode.mtime {
+                return self.announce(job, inode).await;
+            }
+        }
+        Ok(inode)
+    }
+
     async fn store(&self, worker: &str, job: Job) -> Result<(), StoreError> {
         let inode = self.wanted(job).await?;
-        let (hash, size) = self.hash(job).await?;
+        let Digest { hash, size, sums } = self.hash(job).await?;
+        windows::HASH.pass()?;
+        let inode = self.written_late(job, inode).await?;
         let mut progress = Progress {
             hash: Some(hash),
             status: Status::Queued,
@@ -241,6 +339,7 @@ impl Ingest {
             self.note(&record).await;
         }
         let lock = self.backends.locks.acquire(&hash).await?;
+        windows::LOCK.pass()?;
         let started_at = Time::now();
         progress.status = Status::Processing;
         self.spool.set_progress(job.ino, job.generation, progress);
@@ -278,7 +377,7 @@ impl Ingest {
             },
             now: Time::now(),
         };
-        match self.commit(&hash, &source, &lock, commit).await {
+        match self.commit(&hash, &source, &sums, &lock, commit).await {
             Ok(()) => {
                 self.spool.finish(job.ino, job.generation);
                 if duplicate {
@@ -295,16 +394,21 @@ impl Ingest {
             }
             Err(e) => {
                 self.spool.thaw(job.ino, job.generation);
+                // Also when it is tried again: by then the file may have other content.
+                self.unpublish(&hash, &published).await;
                 match e {
                     StoreError::Tree(TreeError::Superseded) => {
                         info!("inode {}: superseded before it was committed", job.ino);
                         self.spool.lose(job.ino, job.generation);
-                        self.unpublish(&hash, &published).await;
                         Err(StoreError::Stale)
                     }
-                    StoreError::Tree(TreeError::NotFound) => {
-                        self.unpublish(&hash, &published).await;
-                        Err(StoreError::Stale)
+                    StoreError::Tree(TreeError::NotFound) => Err(StoreError::Stale),
+                    StoreError::Tree(TreeError::Reaped) => {
+                        // Whoever was to remove it may have died; while it has the content's name, nobody else can.
+                        if !self.takes_the_place(&hash, &published).await? {
+                            self.remove_stray(&published).await?;
+                        }
+                        Err(e)
                     }
                     e => Err(e),
                 }
@@ -312,13 +416,9 @@ impl Ingest {
         }
     }
 
-    async fn hash(&self, job: Job) -> Result<(ContentHash, u64), StoreError> {
+    async fn hash(&self, job: Job) -> Result<Digest, StoreError> {
         let path = self.spool.path(job.ino, job.generation);
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::Stale),
-            Err(e) => return Err(e.into()),
-        };
+        let file = File::open(&path)?;
         if self.spool.may_be_mapped(job.ino) && !has_no_writer(&file) {
             return Err(StoreError::StillMapped);
         }
@@ -346,19 +446,6 @@ impl Ingest {
             .and_then(|mut n| n.pop())
             .map(|n| String::from_utf8_lossy(&n.1).into_owned())
             .unwrap_or_default()
-    }
-
-    /// The object that holds the content already. A duplicate counts only against content that is really there.
-    async fn present(&self, hash: &ContentHash) -> Result<Option<BlobId>, StoreError> {
-        let Some(content) = self.tree.read(|q| q.content(hash))? else {
-            return Ok(None);
-        };
-        Ok(self
-            .backends
-            .blobs
-            .exists(&content.blob)
-            .await?
-            .then_some(content.blob))
     }
 
     fn freeze(&self, job: Job) -> Result<Freeze, StoreError> {
@@ -407,6 +494,9 @@ impl Ingest {
             Ok(Put::Stored(blob) | Put::Duplicate(blob)) => Ok(blob),
             Err(e) => {
                 self.spool.thaw(job.ino, job.generation);
+                // It may have failed after the content had its name.
+                let blob = BlobId(hash.to_string());
+                self.unpublish(hash, &blob).await;
                 Err(e)
             }
         }
@@ -416,22 +506,26 @@ impl Ingest {
         &self,
         hash: &ContentHash,
         source: &Source,
+        sums: &Sums,
         lock: &HashLock,
         commit: Op,
     ) -> Result<(), StoreError> {
         if !lock.is_valid() {
             return Err(StoreError::LockLost);
         }
-        self.sealed.adopt(hash, source.path())?;
+        windows::ADOPT.pass()?;
+        self.sealed.adopt(hash, source.path(), sums)?;
         self.tree
             .submit(Origin::Node, Commitment::Committed, vec![commit])
             .await?;
+        windows::COMMIT.pass()?;
         // The spool file goes next. Until now it was what power loss would have left.
-        self.durable.reached(&self.tree).await?;
+        self.durable.reached(&self.tree, Tree::sync).await?;
+        windows::COMMIT_DURABLE.passed();
         Ok(())
     }
 
-    /// Removes content that was published for a file that is gone by now. Only where this node alone decides, under the
+    /// Removes content that was published and that the namespace does not know after all. Only where this node alone decides, under the
     /// lock that it still holds: elsewhere another node may be about to refer to it.
     async fn unpublish(&self, hash: &ContentHash, blob: &BlobId) {
         if !self.backends.content_dir_is_store {
@@ -451,7 +545,7 @@ impl Ingest {
 }
 
 /// The file that becomes content: the spool file, or a copy of it while the kernel still uses that as a backing file.
-enum Source {
+pub(super) enum Source {
     Spool(PathBuf),
     Copy(PathBuf),
 }
@@ -462,7 +556,11 @@ impl Source {
         if !ingest.spool.is_backing(job.ino) {
             return Ok(Source::Spool(path));
         }
-        let tmp = ingest.sealed.tmp_path();
+        Source::copy_of(&path, ingest.sealed.tmp_path())
+    }
+
+    /// A copy of the file at `path`, made at `tmp`.
+    pub(super) fn copy_of(path: &Path, tmp: PathBuf) -> Result<Source, StoreError> {
         let source = Source::Copy(tmp.clone());
         let from = File::open(path)?;
         let to = File::create_new(&tmp)?;
@@ -470,7 +568,7 @@ impl Source {
         Ok(source)
     }
 
-    fn path(&self) -> &std::path::Path {
+    pub(super) fn path(&self) -> &Path {
         match self {
             Source::Spool(path) | Source::Copy(path) => path,
         }

@@ -17,13 +17,21 @@ use tracing::{debug, error};
 
 use super::Shared;
 use super::errors::ApiError;
+use crate::backend::PEER_SCHEME;
 
 pub(super) const HEALTH: &str = "/health";
+pub(super) const METRICS: &str = "/metrics";
 pub(super) const STATUS: &str = "/status/{hash}";
 pub(super) const FILES: &str = "/files";
+pub(super) const CONFLICTS: &str = "/conflicts";
 pub(super) const DOWNLOAD: &str = "/download/{hash}";
 pub(super) const UPLOAD: &str = "/upload";
 pub(super) const DELETE: &str = "/delete/{hash}";
+pub(super) const FSCK: &str = "/fsck";
+pub(super) const SCRUB: &str = "/scrub";
+pub(super) const GC: &str = "/gc";
+pub(super) const PEER_CONTENT: &str = "/peer/content/{ino}/{generation}";
+pub(super) const PEER_STORED: &str = "/peer/stored/{hash}";
 
 /// Who a route is open to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,16 +42,27 @@ pub(super) enum Access {
     Local,
     /// Only with the token.
     Token,
+    /// Only on the socket in the data directory, for the command line.
+    Control,
+    /// Only nodes of the same cluster, at the door for them.
+    Peer,
 }
 
 /// Every route, and who it is open to. `HEAD` goes with `GET`.
-pub(super) const ROUTES: [(&str, Method, Access); 6] = [
+pub(super) const ROUTES: [(&str, Method, Access); 13] = [
     (HEALTH, Method::GET, Access::Anyone),
+    (METRICS, Method::GET, Access::Local),
     (STATUS, Method::GET, Access::Local),
     (FILES, Method::GET, Access::Local),
+    (CONFLICTS, Method::GET, Access::Local),
     (DOWNLOAD, Method::GET, Access::Local),
     (UPLOAD, Method::POST, Access::Local),
     (DELETE, Method::DELETE, Access::Token),
+    (FSCK, Method::POST, Access::Control),
+    (SCRUB, Method::POST, Access::Control),
+    (GC, Method::POST, Access::Control),
+    (PEER_CONTENT, Method::GET, Access::Peer),
+    (PEER_STORED, Method::GET, Access::Peer),
 ];
 
 /// The header that carries the token.
@@ -56,6 +75,8 @@ pub(super) enum Door {
     Control,
     /// TCP, on this address of ours.
     Tcp(SocketAddr),
+    /// TCP, for nodes of the same cluster.
+    Peer,
 }
 
 /// Puts the layer around `routes`, and around it what turns a panic into an answer.
@@ -81,7 +102,12 @@ pub(super) fn protect(routes: Router, app: Shared) -> Router {
 async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let mut response = match admit(&app, &request) {
+    let admitted = match admit(&app, &request) {
+        Ok(Some(claim)) => claim.check(&app).await,
+        Ok(None) => Ok(()),
+        Err(refused) => Err(refused),
+    };
+    let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(refused) => refused.into_response(),
     };
@@ -97,14 +123,18 @@ async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Respo
     response
 }
 
-/// Whether the request may go on to its handler.
-fn admit(app: &Shared, request: &Request) -> Result<(), ApiError> {
+/// Whether the request may go on to its handler, at once or if it is from a node of the cluster as it claims.
+fn admit(app: &Shared, request: &Request) -> Result<Option<Claim>, ApiError> {
     let door = request.extensions().get::<Door>().copied();
     let Some(door) = door else {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "not open"));
     };
+    if let Door::Peer = door {
+        return Claim::of(request).map(Some);
+    }
     let loopback = match door {
         Door::Control => true,
+        Door::Peer => false,
         Door::Tcp(bound) => bound.ip().to_canonical().is_loopback(),
     };
     if let Door::Tcp(_) = door
@@ -114,15 +144,27 @@ fn admit(app: &Shared, request: &Request) -> Result<(), ApiError> {
     }
     let Some(path) = request.extensions().get::<MatchedPath>() else {
         // The fallback answers.
-        return Ok(());
+        return Ok(None);
     };
     let access = access_of(path.as_str(), request.method())?;
+    if access == Access::Peer {
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "only nodes of the cluster can ask for this, at the address for them",
+        ));
+    }
     if let Door::Tcp(_) = door {
         check_origin(request)?;
+        if access == Access::Control {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "only the command line on this machine can ask for this",
+            ));
+        }
         let open = match access {
             Access::Anyone => true,
             Access::Local => loopback,
-            Access::Token => false,
+            Access::Token | Access::Control | Access::Peer => false,
         };
         if !open && !has_token(app, request.headers()) {
             return Err(ApiError::new(
@@ -131,7 +173,48 @@ fn admit(app: &Shared, request: &Request) -> Result<(), ApiError> {
             ));
         }
     }
-    Ok(())
+    // What the command line asks for may only look; its handlers know.
+    if access != Access::Control && !request.method().is_safe() && (app.ctx.read_only)() {
+        return Err(ApiError::read_only());
+    }
+    Ok(None)
+}
+
+/// What came in at the door for nodes of the cluster. They get what is for them, and nobody else gets anything.
+struct Claim {
+    path: String,
+    proof: Vec<u8>,
+}
+
+impl Claim {
+    fn refused() -> ApiError {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "only nodes of the cluster get an answer here",
+        )
+    }
+
+    fn of(request: &Request) -> Result<Claim, ApiError> {
+        let route = request.extensions().get::<MatchedPath>();
+        let access = route.and_then(|r| access_of(r.as_str(), request.method()).ok());
+        let given = request.headers().get(header::AUTHORIZATION);
+        let proof = given.and_then(|given| given.to_str().ok()?.strip_prefix(PEER_SCHEME));
+        match (access, proof) {
+            (Some(Access::Peer), Some(proof)) => Ok(Claim {
+                path: request.uri().path().to_owned(),
+                proof: proof.trim().as_bytes().to_vec(),
+            }),
+            _ => Err(Claim::refused()),
+        }
+    }
+
+    async fn check(&self, app: &Shared) -> Result<(), ApiError> {
+        let peers = app.ctx.backends.peers.as_ref().ok_or_else(Claim::refused)?;
+        match peers.admits(&self.path, &self.proof).await? {
+            true => Ok(()),
+            false => Err(Claim::refused()),
+        }
+    }
 }
 
 fn access_of(path: &str, method: &Method) -> Result<Access, ApiError> {
@@ -227,6 +310,8 @@ fn check_origin(request: &Request) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Wanted;
+    use crate::types::{ContentHash, Generation, Ino};
 
     #[test]
     fn only_names_of_this_machine_are_loopback() {
@@ -251,6 +336,16 @@ mod tests {
         ] {
             assert!(!is(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn nodes_ask_for_what_is_served() {
+        let path = Wanted::Closed(Ino(7), Generation(9)).path();
+        let route = PEER_CONTENT.replace("{ino}", "7");
+        assert_eq!(path, route.replace("{generation}", "9"));
+        let hash = ContentHash([7; 32]);
+        let route = PEER_STORED.replace("{hash}", &hash.to_string());
+        assert_eq!(Wanted::Stored(hash).path(), route);
     }
 
     #[test]

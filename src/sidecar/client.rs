@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{Request, header};
+use axum::http::{Method, Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -24,10 +24,7 @@ const ANSWER_MAX: usize = 64 << 20;
 /// Errors: nobody listens there (`NotFound` or `ConnectionRefused`), no answer within 30 s (`TimedOut`), or an answer
 /// that is not JSON (`InvalidData`).
 pub async fn get_json(control: &Path, path_and_query: &str) -> io::Result<(u16, Value)> {
-    let request = Request::get(path_and_query)
-        .header(header::HOST, "localhost")
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+    let request = request(Method::GET, path_and_query)?;
     match tokio::time::timeout(DEADLINE, ask(control, request)).await {
         Ok(answer) => answer,
         Err(_) => Err(io::Error::new(
@@ -35,6 +32,20 @@ pub async fn get_json(control: &Path, path_and_query: &str) -> io::Result<(u16, 
             format!("no answer within {} s", DEADLINE.as_secs()),
         )),
     }
+}
+
+/// The same with `POST`, for work that takes as long as it takes.
+pub async fn post_json(control: &Path, path_and_query: &str) -> io::Result<(u16, Value)> {
+    ask(control, request(Method::POST, path_and_query)?).await
+}
+
+fn request(method: Method, path_and_query: &str) -> io::Result<Request<Empty<Bytes>>> {
+    Request::builder()
+        .method(method)
+        .uri(path_and_query)
+        .header(header::HOST, "localhost")
+        .body(Empty::new())
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
 }
 
 async fn ask(control: &Path, request: Request<Empty<Bytes>>) -> io::Result<(u16, Value)> {

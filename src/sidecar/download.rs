@@ -3,7 +3,6 @@
 //! Content that is known but not stored yet is answered with 409 and `Retry-After`: it has no sealed file to stream from.
 //! A content never changes, so its hash is a strong entity tag.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,7 +19,8 @@ use super::header::{attachment, names_tag};
 use super::range::{Wanted, wanted};
 use super::request::Hash;
 use super::status::not_stored;
-use crate::vfs::files::{blocking, read_full};
+use crate::content::VerifiedFile;
+use crate::vfs::transfer::blocking;
 
 /// How many bytes are read at a time.
 const CHUNK: u64 = 512 << 10;
@@ -119,7 +119,7 @@ fn still_current(headers: &HeaderMap, tag: &str) -> bool {
 }
 
 /// The bytes `part` of `file`, read where reading may block, a chunk ahead of the client.
-fn chunks(file: Arc<File>, part: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
+fn chunks(file: Arc<VerifiedFile>, part: Range<u64>) -> impl Stream<Item = io::Result<Bytes>> {
     let starts = stream::iter((part.start..part.end).step_by(CHUNK as usize));
     starts
         .map(move |start| {
@@ -127,7 +127,7 @@ fn chunks(file: Arc<File>, part: Range<u64>) -> impl Stream<Item = io::Result<By
             let len = CHUNK.min(part.end - start) as usize;
             blocking(move || {
                 let mut chunk = vec![0; len];
-                if read_full(&file, start, &mut chunk)? < len {
+                if file.read_at(&mut chunk, start)? < len {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 Ok(Bytes::from(chunk))

@@ -34,6 +34,10 @@ impl ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, message)
     }
 
+    pub(super) fn read_only() -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, "this is mounted read-only")
+    }
+
     pub(super) fn internal() -> ApiError {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -103,7 +107,14 @@ fn status(e: &VfsError) -> StatusCode {
         VfsError::NotSupported(_) => StatusCode::NOT_IMPLEMENTED,
         VfsError::Range => StatusCode::INTERNAL_SERVER_ERROR,
         VfsError::StillElsewhere(_) => StatusCode::SERVICE_UNAVAILABLE,
+        VfsError::Stalled => StatusCode::SERVICE_UNAVAILABLE,
         VfsError::Lost(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        // Nobody takes locks over HTTP.
+        VfsError::Locked | VfsError::LockLost(_) | VfsError::Overtaken(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        VfsError::NoLocks(_) => StatusCode::SERVICE_UNAVAILABLE,
+        VfsError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 

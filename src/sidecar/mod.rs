@@ -9,19 +9,24 @@
 //! | route | open to |
 //! |---|---|
 //! | `GET /health` | anyone who can connect |
-//! | `GET /status/{hash}`, `GET /files`, `GET /download/{hash}`, `POST /upload` | this machine; beyond loopback the token |
+//! | `GET /status/{hash}`, `GET /files`, `GET /conflicts`, `GET /metrics`, `GET /download/{hash}`, `POST /upload` | this machine; beyond loopback the token |
 //! | `DELETE /delete/{hash}` | the token (`X-Host-Token`) |
+//! | `GET /peer/content/{ino}/{generation}`, `GET /peer/stored/{hash}` | nodes of the same cluster, at an address of its own where nothing else answers |
+//! | `POST /fsck`, `POST /scrub`, `POST /gc` | the socket in the data directory alone |
 //!
 //! The same routes are served on a socket in the data directory, for the command line ([`client`]). That directory is
 //! 0700, so whoever can connect there counts as authorised.
 
 mod access;
+mod care;
 pub mod client;
 mod delete;
 mod download;
 mod errors;
 mod header;
 mod local;
+mod metrics;
+mod peer;
 mod range;
 mod request;
 mod server;
@@ -44,7 +49,9 @@ pub use server::Running;
 pub use token::{Token, load_token};
 
 use crate::backend::Backends;
+use crate::config::DataDir;
 use crate::content::Sealed;
+use crate::fsck::scrub::Scrub;
 use crate::ingest::Ingest;
 use crate::types::{NodeId, Time};
 use crate::vfs::{Caller, Vfs};
@@ -71,6 +78,12 @@ pub struct Context {
     pub token: Token,
     /// Who owns uploaded files.
     pub owner: Caller,
+    /// Whether it is mounted read-only now. Then nothing comes in here either.
+    pub read_only: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Where everything local lies.
+    pub data: DataDir,
+    /// How long content that no file has is kept, unless a request says otherwise.
+    pub gc_grace: Duration,
 }
 
 /// The bounds of the service. All but tests use the default ones.
@@ -84,6 +97,8 @@ struct Limits {
     write_idle: Duration,
     /// Connections at a time over TCP; further ones wait to be accepted.
     connections: usize,
+    /// The same for peers.
+    peer_connections: usize,
     /// The same on the control socket, apart, so that the command line gets through when TCP is full.
     control_connections: usize,
     /// The largest upload, in bytes.
@@ -104,6 +119,7 @@ impl Default for Limits {
             body_idle: Duration::from_secs(60),
             write_idle: Duration::from_secs(60),
             connections: 256,
+            peer_connections: 64,
             control_connections: 32,
             upload_bytes: UPLOAD_BYTES_MAX,
             stop: Duration::from_secs(2),
@@ -115,31 +131,46 @@ impl Default for Limits {
 struct App {
     ctx: Context,
     limits: Limits,
+    scrub: Arc<Scrub>,
     /// Connections, and work that must not be cut off when its client goes away.
     tasks: TaskTracker,
 }
 
+impl Drop for App {
+    fn drop(&mut self) {
+        self.scrub.stop();
+    }
+}
+
 type Shared = Arc<App>;
 
-/// Serves on `tcp`, if given, and on the socket `control`, which replaces one that a killed daemon left.
+/// Serves on `tcp` and for peers on `peer` (host and port), if given, and on the socket `control`, which replaces one that a
+/// killed daemon left.
 ///
 /// Errors are sentences that say what to do.
-pub async fn start(ctx: Context, tcp: Option<SocketAddr>, control: &Path) -> io::Result<Running> {
-    start_with(ctx, tcp, control, Limits::default()).await
+pub async fn start(
+    ctx: Context,
+    tcp: Option<SocketAddr>,
+    peer: Option<&str>,
+    control: &Path,
+) -> io::Result<Running> {
+    start_with(ctx, tcp, peer, control, Limits::default()).await
 }
 
 async fn start_with(
     ctx: Context,
     tcp: Option<SocketAddr>,
+    peer: Option<&str>,
     control: &Path,
     limits: Limits,
 ) -> io::Result<Running> {
     let app = Arc::new(App {
         ctx,
         limits,
+        scrub: Arc::default(),
         tasks: TaskTracker::new(),
     });
-    Running::start(&app, router(&app), tcp, control).await
+    Running::start(&app, router(&app), tcp, peer, control).await
 }
 
 /// The handlers. Which of them is open to whom is said in `access::ROUTES` alone: a route missing there is refused.
@@ -151,14 +182,21 @@ fn router(app: &Shared) -> Router {
     let body_max = usize::try_from(body_max).unwrap_or(usize::MAX);
     let routes = Router::new()
         .route(access::HEALTH, get(status::health))
+        .route(access::METRICS, get(metrics::metrics))
         .route(access::STATUS, get(status::status))
         .route(access::FILES, get(status::files))
+        .route(access::CONFLICTS, get(status::conflicts))
         .route(access::DOWNLOAD, get(download::download))
         .route(
             access::UPLOAD,
             post(upload::upload).layer(DefaultBodyLimit::max(body_max)),
         )
         .route(access::DELETE, delete(delete::delete))
+        .route(access::FSCK, post(care::fsck))
+        .route(access::SCRUB, post(care::scrub))
+        .route(access::GC, post(care::gc))
+        .route(access::PEER_CONTENT, get(peer::content))
+        .route(access::PEER_STORED, get(peer::stored))
         .with_state(app.clone());
     access::protect(routes, app.clone())
 }

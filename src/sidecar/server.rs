@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 use super::access::Door;
 use super::local::Reach;
 use super::{Limits, Shared};
+use crate::fsck::scrub::Scrub;
 
 /// How long to wait after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -33,10 +34,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The sidecar while it serves. Dropping it ends it at once; [`Running::stop`] lets requests finish.
 pub struct Running {
     addr: Option<SocketAddr>,
+    peer: Option<String>,
     control: PathBuf,
     tasks: TaskTracker,
     limits: Limits,
     end: End,
+    scrub: Arc<Scrub>,
 }
 
 /// The two steps of ending.
@@ -53,6 +56,7 @@ impl Running {
         app: &Shared,
         router: Router,
         tcp: Option<SocketAddr>,
+        peer: Option<&str>,
         control: &Path,
     ) -> io::Result<Running> {
         let limits = app.limits;
@@ -60,8 +64,12 @@ impl Running {
             Some(addr) => Some(
                 TcpListener::bind(addr)
                     .await
-                    .map_err(|e| explain(addr, e))?,
+                    .map_err(|e| explain(&addr.to_string(), "--api", e))?,
             ),
+            None => None,
+        };
+        let peers = match peer {
+            Some(peer) => Some(bind_peer(peer).await?),
             None => None,
         };
         let addr = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -73,10 +81,12 @@ impl Running {
         })?;
         let running = Running {
             addr,
+            peer: peers.as_ref().map(|(_, told)| told.clone()),
             control: control.to_owned(),
             tasks: app.tasks.clone(),
             limits,
             end: End::default(),
+            scrub: app.scrub.clone(),
         };
         if let (Some(tcp), Some(addr)) = (tcp, addr) {
             if !addr.ip().to_canonical().is_loopback() {
@@ -87,6 +97,14 @@ impl Running {
                 Listener::Tcp(tcp),
                 router.clone().layer(Extension(Door::Tcp(addr))),
                 limits.connections,
+            );
+        }
+        if let Some((peers, told)) = peers {
+            info!("content for peers on {told}");
+            running.listen(
+                Listener::Tcp(peers),
+                router.clone().layer(Extension(Door::Peer)),
+                limits.peer_connections,
             );
         }
         running.listen(
@@ -100,6 +118,16 @@ impl Running {
     /// Where it listens; with port 0 asked for, the port that it got.
     pub fn addr(&self) -> Option<SocketAddr> {
         self.addr
+    }
+
+    /// Ends what goes on in the background. For when the node begins to end.
+    pub fn stop_scrub(&self) {
+        self.scrub.stop();
+    }
+
+    /// Where it listens for peers, as they are told.
+    pub fn peer(&self) -> Option<&str> {
+        self.peer.as_deref()
     }
 
     /// Takes no more requests, lets those under way finish for at most about two seconds, then cuts them off.
@@ -231,19 +259,28 @@ fn bind_control(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Listens for peers; also returns what they are told: the host as it was given, and the port.
+async fn bind_peer(peer: &str) -> io::Result<(TcpListener, String)> {
+    let explained = |e| explain(peer, "--peer", e);
+    let listener = TcpListener::bind(peer).await.map_err(explained)?;
+    let port = listener.local_addr()?.port();
+    let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
+    Ok((listener, format!("{host}:{port}")))
+}
+
 /// Why the address cannot be had, and what to do.
-fn explain(addr: SocketAddr, e: io::Error) -> io::Error {
-    let text = match e.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("{addr} is in use: choose another with --api, or --api off")
+fn explain(addr: &str, option: &str, e: io::Error) -> io::Error {
+    let why = match e.kind() {
+        io::ErrorKind::AddrInUse => "is in use".to_owned(),
+        io::ErrorKind::AddrNotAvailable => "is not an address of this machine".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "may not be used (ports below 1024 need privileges)".to_owned()
         }
-        io::ErrorKind::AddrNotAvailable => format!(
-            "{addr} is not an address of this machine: choose another with --api, or --api off"
-        ),
-        io::ErrorKind::PermissionDenied => format!(
-            "{addr} may not be used (ports below 1024 need privileges): choose another with --api, or --api off"
-        ),
-        _ => format!("{addr}: {e}: choose another with --api, or --api off"),
+        _ => format!("cannot be used ({e})"),
     };
-    io::Error::new(e.kind(), text)
+    let instead = match option {
+        "--api" => "choose another with --api, or --api off",
+        _ => "choose another with --peer, or leave it out",
+    };
+    io::Error::new(e.kind(), format!("{addr} {why}: {instead}"))
 }

@@ -1,4 +1,4 @@
-//! `GET /health`, `GET /status/{hash}`, `GET /files`: what is there and where it stands.
+//! `GET /health`, `GET /status/{hash}`, `GET /files`, `GET /conflicts`: what is there and where it stands.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -13,12 +13,15 @@ use super::request::{Hash, parse_hash, query};
 use super::{App, Shared};
 use crate::backend::{FileRecord, Health};
 use crate::types::{ContentHash, NodeId, Status, Time};
+use crate::vfs::status::Holders;
 use crate::vfs::{self, Vfs};
 
 /// How many paths `GET /status` shows at the most.
-const PATHS_MAX: usize = 100;
+const PATHS_MAX: usize = 1000;
 /// How many paths each entry of `GET /files` shows at the most.
 const PATHS_LISTED_MAX: usize = 16;
+/// Names that `GET /conflicts` lists at the most.
+const CONFLICTS_MAX: usize = 10_000;
 /// Entries of a page unless asked otherwise.
 const PAGE: usize = 100;
 /// Entries of a page at the most.
@@ -37,11 +40,16 @@ struct FileStatus {
     done_at: Option<String>,
     node: NodeId,
     error: Option<String>,
+    /// How many files have it.
+    files: u64,
+    /// How many names these have.
+    references: u64,
+    /// Not all of them where there are many.
     paths: Vec<String>,
 }
 
 impl FileStatus {
-    fn new(record: FileRecord, paths: Vec<String>) -> FileStatus {
+    fn new(record: FileRecord, holders: Holders) -> FileStatus {
         FileStatus {
             hash: record.hash,
             filename: record.filename,
@@ -53,13 +61,15 @@ impl FileStatus {
             done_at: record.done_at.map(Time::rfc3339),
             node: record.node,
             error: record.error,
-            paths,
+            files: holders.files,
+            references: holders.names,
+            paths: holders.paths,
         }
     }
 }
 
 /// Asks the namespace what may take longer than a moment, where it may block.
-async fn ask<T: Send + 'static>(
+pub(super) async fn ask<T: Send + 'static>(
     app: &App,
     question: impl FnOnce(&Vfs) -> vfs::Result<T> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -95,8 +105,8 @@ pub(super) async fn status(
             "no file is known to have this content",
         )
     })?;
-    let paths = ask(&app, move |vfs| vfs.paths_of(&hash, PATHS_MAX)).await?;
-    Ok(Json(FileStatus::new(record, paths)))
+    let holders = ask(&app, move |vfs| vfs.holders_of(&hash, PATHS_MAX)).await?;
+    Ok(Json(FileStatus::new(record, holders)))
 }
 
 #[derive(Deserialize)]
@@ -124,14 +134,33 @@ pub(super) async fn files(State(app): State<Shared>, uri: Uri) -> Result<Json<Va
         let more = records.len() > limit;
         records.truncate(limit);
         let shown = records.into_iter().map(|record| {
-            let paths = vfs.paths_of(&record.hash, PATHS_LISTED_MAX)?;
-            Ok(FileStatus::new(record, paths))
+            let holders = vfs.holders_of(&record.hash, PATHS_LISTED_MAX)?;
+            Ok(FileStatus::new(record, holders))
         });
         Ok((shown.collect::<vfs::Result<Vec<_>>>()?, more))
     })
     .await?;
     let next = files.last().filter(|_| more).map(|f| f.hash);
     Ok(Json(json!({ "files": files, "next": next })))
+}
+
+/// What was kept aside when machines had worked apart. `more`: there are more than one answer lists.
+pub(super) async fn conflicts(State(app): State<Shared>) -> Result<Json<Value>, ApiError> {
+    let mut found = ask(&app, |vfs| vfs.conflicts(CONFLICTS_MAX + 1)).await?;
+    let more = found.len() > CONFLICTS_MAX;
+    found.truncate(CONFLICTS_MAX);
+    let listed: Vec<Value> = found
+        .into_iter()
+        .map(|copy| {
+            json!({
+                "path": String::from_utf8_lossy(&copy.path),
+                "size": copy.size,
+                "node": copy.node,
+                "written_at": copy.time.rfc3339(),
+            })
+        })
+        .collect();
+    Ok(Json(json!({ "conflicts": listed, "more": more })))
 }
 
 /// Whether nothing is down. Without a shared log there are no servers that could be.
@@ -148,11 +177,14 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
         membership.members(),
         ask(&app, |vfs| vfs.counts()),
     );
+    let waiting_changes = ask(&app, |vfs| vfs.waiting_changes()).await.ok();
     let ok = counts.is_ok() && all_answer(ctx.backends.log.is_some(), servers);
     let (waiting, busy) = ctx.ingest.depth();
-    let (cache, ingest) = (&ctx.sealed.counters, &ctx.ingest.counters);
+    let (cache, ingest) = (ctx.sealed.counters(), &ctx.ingest.counters);
     let usage = ctx.sealed.usage();
     let now = Time::now();
+    // As far as anybody who is there has come.
+    let head = members.iter().map(|m| m.load.applied).max().unwrap_or(0);
     let members: Vec<Value> = members
         .into_iter()
         .map(|m| {
@@ -160,8 +192,13 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
                 "node": m.node,
                 "mountpoint": m.mountpoint,
                 "api": m.api,
+                "peer": m.peer,
                 "version": m.version,
                 "started_at": m.started_at.rfc3339(),
+                "log_applied": m.load.applied,
+                "log_lag": head.saturating_sub(m.load.applied),
+                "waiting_files": m.load.waiting_files,
+                "waiting_changes": m.load.waiting_changes,
             })
         })
         .collect();
@@ -177,12 +214,17 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_secs": now.0.saturating_sub(ctx.started_at.0).max(0) / 1_000_000_000,
         "queue": { "waiting": waiting, "busy": busy },
+        "waiting_changes": waiting_changes,
         "counts": counts.ok(),
+        "damaged": cache.damaged.load(Relaxed),
+        "scrub": app.scrub.progress(),
         "cache": {
             "bytes": usage.map(|u| u.0),
             "limit_bytes": usage.map(|u| u.1),
             "hits": cache.hits.load(Relaxed),
+            "misses": cache.misses.load(Relaxed),
             "fetches": cache.fetches.load(Relaxed),
+            "peer_fetches": cache.peer_fetches.load(Relaxed),
             "mismatches": cache.mismatches.load(Relaxed),
             "evictions": cache.evictions.load(Relaxed),
         },

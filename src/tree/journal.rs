@@ -4,6 +4,9 @@
 //! killed; the database itself is committed for many submissions at once. The file is written from its start again after
 //! every commit: records are numbered without gaps, so what is left of an earlier round ends the reading. Power loss may
 //! tear it; whoever needs more than a killed daemon commits the database and syncs that.
+//!
+//! A killed daemon leaves a torn record at the end only. So a record that cannot be read and has a whole later one behind
+//! it was answered and is damaged: [`Read::damaged`] tells, since taking it for the end would silently lose both.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,8 +15,17 @@ use std::path::Path;
 
 /// Length, checksum and number come before each record's bytes.
 const HEADER: usize = 16;
-/// A record longer than this is damage: ops are bounded by what the kernel sends.
-const RECORD_MAX: usize = 16 << 20;
+/// More records than a round ever has.
+const NUMBERS: u64 = 1 << 20;
+
+/// What the file holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Read {
+    /// The records in order, up to the first that is missing or cannot be read.
+    pub(super) records: Vec<Vec<u8>>,
+    /// The number of a whole record that comes later than one that is missing.
+    pub(super) damaged: Option<u64>,
+}
 
 /// The file.
 pub(super) struct Journal {
@@ -39,35 +51,28 @@ impl Journal {
         })
     }
 
-    /// The records from number `next` on, in order, up to the first that is missing or damaged.
-    pub(super) fn read(&self, mut next: u64) -> io::Result<Vec<Vec<u8>>> {
-        let mut records = Vec::new();
-        let (mut at, end) = (0, self.file.metadata()?.len());
-        while at + HEADER as u64 <= end {
-            let mut header = [0; HEADER];
-            self.file.read_exact_at(&mut header, at)?;
-            let [l0, l1, l2, l3, c0, c1, c2, c3, number @ ..] = header;
-            let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-            let number = u64::from_le_bytes(number);
-            at += HEADER as u64;
-            if length > RECORD_MAX || at + length as u64 > end {
-                break;
-            }
-            let mut payload = vec![0; length];
-            self.file.read_exact_at(&mut payload, at)?;
-            at += length as u64;
-            if checksum(number, &payload) != u32::from_le_bytes([c0, c1, c2, c3]) {
-                break;
-            }
+    /// The records from number `next` on. What is appended afterwards comes behind them.
+    pub(super) fn read(&mut self, mut next: u64) -> io::Result<Read> {
+        let mut bytes = vec![0; self.file.metadata()?.len() as usize];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let mut read = Read::default();
+        let mut rest = &bytes[..];
+        while let Some((number, payload)) = record(rest, |_| true) {
             // Records before `next` were committed; a kill came between the commit and the new round.
             if number == next {
-                records.push(payload);
+                read.records.push(payload.to_vec());
                 next += 1;
-            } else if number > next || !records.is_empty() {
+                self.at = (bytes.len() - rest.len() + HEADER + payload.len()) as u64;
+            } else if number > next || !read.records.is_empty() {
                 break;
             }
+            rest = &rest[HEADER + payload.len()..];
         }
-        Ok(records)
+        // Where the next one begins is lost with the length of the damaged one.
+        read.damaged = (0..rest.len())
+            .find_map(|at| record(&rest[at..], |n| (next..next + NUMBERS).contains(&n)))
+            .map(|(number, _)| number);
+        Ok(read)
     }
 
     /// Writes record `number`. After an error it is not there.
@@ -84,10 +89,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Forgets every record, also of earlier rounds: after power loss their numbers may be given out again.
+    /// Forgets every record, also of earlier rounds: after power loss their numbers may be given out again. Synced, so
+    /// that a second power loss does not bring them back.
     pub(super) fn clear(&mut self) -> io::Result<()> {
         self.at = 0;
-        self.file.set_len(0)
+        if self.file.metadata()?.len() == 0 {
+            return Ok(());
+        }
+        self.file.set_len(0)?;
+        self.file.sync_all()
     }
 
     /// Begins a new round: everything so far is committed.
@@ -104,6 +114,20 @@ impl Journal {
     pub(super) fn bytes(&self) -> u64 {
         self.at
     }
+}
+
+/// The record that `bytes` begin with, if its number `fits` and it is whole.
+fn record(bytes: &[u8], fits: impl FnOnce(u64) -> bool) -> Option<(u64, &[u8])> {
+    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+    let [l0, l1, l2, l3, c0, c1, c2, c3, number @ ..] = *header;
+    let number = u64::from_le_bytes(number);
+    if !fits(number) {
+        return None;
+    }
+    let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    let payload = rest.get(..length)?;
+    let whole = checksum(number, payload) == u32::from_le_bytes([c0, c1, c2, c3]);
+    whole.then_some((number, payload))
 }
 
 fn checksum(number: u64, payload: &[u8]) -> u32 {
@@ -129,12 +153,18 @@ mod tests {
         for n in 1..=5 {
             j.append(n, b"first round").unwrap();
         }
-        assert_eq!(j.read(1).unwrap().len(), 5);
-        assert_eq!(j.read(4).unwrap().len(), 2);
+        let count = |j: &mut Journal, n| {
+            let read = j.read(n).unwrap();
+            assert_eq!(read.damaged, None);
+            read.records.len()
+        };
+        assert_eq!(count(&mut j, 1), 5);
+        assert_eq!(count(&mut j, 4), 2);
         j.restart();
         j.append(6, b"second").unwrap();
-        assert_eq!(j.read(6).unwrap(), [b"second".to_vec()]);
-        assert!(j.read(7).unwrap().is_empty());
+        assert_eq!(j.read(6).unwrap().records, [b"second".to_vec()]);
+        assert_eq!(count(&mut j, 6), 1);
+        assert_eq!(count(&mut j, 7), 0);
     }
 
     #[test]
@@ -142,12 +172,48 @@ mod tests {
         let (dir, mut j) = journal();
         j.append(1, b"one").unwrap();
         j.append(2, b"two").unwrap();
-        assert!(j.read(0).unwrap().is_empty());
+        let gap = j.read(0).unwrap();
+        assert!(gap.records.is_empty());
+        assert_eq!(gap.damaged, Some(1));
         let path = dir.path().join("j");
         let mut bytes = std::fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        assert_eq!(j.read(1).unwrap(), [b"one".to_vec()]);
+        let read = j.read(1).unwrap();
+        assert_eq!(read.records, [b"one".to_vec()]);
+        // The last one: it could as well be torn.
+        assert_eq!(read.damaged, None);
+    }
+
+    /// As when the disk is full at the start, so that the database cannot take what the journal has.
+    #[test]
+    fn regression_what_was_read_is_not_written_over() {
+        let (dir, mut j) = journal();
+        j.append(1, b"one").unwrap();
+        j.append(2, b"two").unwrap();
+        let mut again = Journal::open(&dir.path().join("j")).unwrap();
+        assert_eq!(again.read(1).unwrap().records.len(), 2);
+        again.append(3, b"three").unwrap();
+        assert_eq!(again.read(1).unwrap().records.len(), 3);
+    }
+
+    #[test]
+    fn regression_damage_in_the_middle_is_not_the_end() {
+        let (dir, mut j) = journal();
+        for n in 1..=4 {
+            j.append(n, b"some payload").unwrap();
+        }
+        let path = dir.path().join("j");
+        let whole = std::fs::read(&path).unwrap();
+        let one = whole.len() / 4;
+        for bit in 0..3 * one * 8 {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            let read = j.read(1).unwrap();
+            assert_eq!(read.records.len(), bit / 8 / one, "bit {bit}");
+            assert_eq!(read.damaged, Some(bit as u64 / 8 / one as u64 + 2));
+        }
     }
 
     #[test]
@@ -159,7 +225,12 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for cut in 19..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert_eq!(j.read(1).unwrap().len(), 1, "cut at {cut}");
+            let read = j.read(1).unwrap();
+            assert_eq!(
+                (read.records.len(), read.damaged),
+                (1, None),
+                "cut at {cut}"
+            );
         }
     }
 }

@@ -13,12 +13,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tracing::{error, info, warn};
 
-use super::journal::Journal;
+use super::journal::{Journal, Read};
 use super::op::{Op, TreeError};
 use super::query::Query;
 use super::reserve::{Reserve, frees_space};
+use super::wal::{self, Boot};
 use super::writer::{self, Writer};
 use super::{Applied, Commitment, Listener, Origin, Result};
+use crate::windows;
 
 /// How long an answered change waits for the database.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -27,7 +29,7 @@ const JOURNAL_BYTES: u64 = 1 << 20;
 /// When nothing has changed for so many rounds of settling, the write-ahead log's space is given back.
 const TIDY_ROUNDS: u32 = 4;
 /// After how many rounds of settling the reserve is looked at.
-const RESERVE_ROUNDS: u32 = 100;
+const RESERVE_ROUNDS: u32 = 20;
 
 struct State {
     writer: Writer,
@@ -36,6 +38,8 @@ struct State {
     number: u64,
     /// SQLite rolled back answered changes; the journal has them.
     replay: bool,
+    /// The machine went down since the journal was written: a hole in it is what that may leave.
+    may_be_torn: bool,
     closed: bool,
 }
 
@@ -53,21 +57,8 @@ impl Local {
     /// Opens the database, and brings into it what the journal still holds.
     pub(super) fn open(path: &Path, listener: Listener) -> Result<Arc<Local>> {
         let reserve = Reserve::new(path);
-        if reserve.is_needed() {
-            reserve.give_up();
-        }
-        let journal = Journal::open(&path.with_extension("journal")).map_err(journal_error)?;
-        let mut state = State {
-            writer: Writer::open(path)?,
-            journal,
-            number: 0,
-            replay: true,
-            closed: false,
-        };
-        let restored = state.ready()?;
-        if restored > 0 {
-            info!("{restored} changes were still in the journal");
-        }
+        reserve.give_up_if_needed();
+        let (mut state, restored) = State::open(path)?;
         // A full disk must not keep anybody from the files, least of all from removing some.
         let settled = match state.commit() {
             Ok(()) => true,
@@ -166,6 +157,11 @@ impl Local {
         f(self.state.lock().writer.query())
     }
 
+    /// Frees the space that is set aside for removing files. True when there was some.
+    pub(super) fn give_up_reserve(&self) -> bool {
+        self.reserve.give_up()
+    }
+
     pub(super) fn set_local(&self, key: &str, value: u64) -> Result<()> {
         let mut state = self.state.lock();
         state.ready()?;
@@ -174,6 +170,7 @@ impl Local {
             state.replay = true;
             return Err(e);
         }
+        windows::NUMBERS.passed();
         state.commit()?;
         self.unsettled.store(false, Ordering::Release);
         Ok(())
@@ -191,18 +188,54 @@ impl Local {
     }
 }
 
+/// Brings into the database at `path` what the journal still holds, as opening the tree does. Returns how many changes.
+pub(super) fn replay(path: &Path) -> Result<usize> {
+    let (mut state, restored) = State::open(path)?;
+    state.commit()?;
+    state.journal.clear().map_err(journal_error)?;
+    Ok(restored)
+}
+
 impl State {
+    /// With a transaction that holds what is in the journal. Returns how many changes that are, too.
+    fn open(path: &Path) -> Result<(State, usize)> {
+        let journal = Journal::open(&path.with_extension("journal")).map_err(journal_error)?;
+        let boot = Boot::look(path);
+        if boot.same {
+            wal::check(path)?;
+        }
+        let mut state = State {
+            writer: Writer::open(path)?,
+            journal,
+            number: 0,
+            replay: true,
+            may_be_torn: !boot.same,
+            closed: false,
+        };
+        let restored = state.ready()?;
+        if restored > 0 {
+            info!("{restored} changes were still in the journal");
+        }
+        state.may_be_torn = false;
+        boot.note();
+        Ok((state, restored))
+    }
+
     fn submit(&mut self, ops: &[Op]) -> Result<Applied> {
         self.ready()?;
         let payload = writer::encode(&ops.iter().collect::<Vec<_>>())?;
         let (journal, number) = (&mut self.journal, self.number + 1);
         let before = journal.bytes();
         let applied = self.writer.apply(ops, || {
-            journal.append(number, &payload).map_err(journal_error)
+            windows::JOURNAL_APPEND
+                .pass()
+                .and_then(|()| journal.append(number, &payload))
+                .map_err(journal_error)
         });
         match applied {
             Ok(applied) => {
                 self.number = number;
+                windows::JOURNAL_APPENDED.passed();
                 if self.journal.bytes() > JOURNAL_BYTES
                     && let Err(e) = self.commit()
                 {
@@ -228,8 +261,19 @@ impl State {
             return Ok(0);
         }
         let committed = self.writer.query().journal()?;
-        let records = self.journal.read(committed + 1).map_err(journal_error)?;
+        let Read { records, damaged } = self.journal.read(committed + 1).map_err(journal_error)?;
+        if let Some(later) = damaged {
+            let number = committed + records.len() as u64 + 1;
+            if !self.may_be_torn {
+                return Err(TreeError::Database(format!(
+                    "the journal (tree.journal) is damaged: change {number} cannot be read and change {later} can. Restore \
+                     the data directory from a copy, or remove tree.boot to go on with what comes before"
+                )));
+            }
+            warn!("the journal ends at change {number}: the machine went down");
+        }
         for record in &records {
+            windows::REPLAY.pass().map_err(journal_error)?;
             let ops = writer::decode(record)?;
             if let Err(e) = self.writer.apply(&ops, || Ok(())) {
                 self.writer.rollback();
@@ -245,12 +289,14 @@ impl State {
         if !self.writer.is_open() {
             return Ok(());
         }
-        let committed = self
-            .writer
-            .set("meta", "journal", self.number)
+        let committed = windows::DATABASE_COMMIT
+            .pass()
+            .map_err(journal_error)
+            .and_then(|()| self.writer.set("meta", "journal", self.number))
             .and_then(|()| self.writer.commit());
         match committed {
             Ok(()) => {
+                windows::DATABASE_COMMITTED.passed();
                 self.journal.restart();
                 Ok(())
             }
@@ -274,12 +320,22 @@ fn journal_error(e: std::io::Error) -> TreeError {
 /// Commits within [`SETTLE`], until the tree is closed.
 async fn keep_settling(local: Weak<Local>) {
     let (mut rounds, mut tidied) = (0u32, 0);
+    let mut failing = false;
     while let Some(this) = local.upgrade() {
         if this.state.lock().closed {
             return;
         }
-        if let Err(e) = this.settle() {
-            error!("namespace: {e}; trying again");
+        // Said once: on a full disk it may stay so for long.
+        match this.settle() {
+            Ok(()) if std::mem::take(&mut failing) => {
+                info!("namespace: the journal's changes are in the database");
+            }
+            Err(e) if !std::mem::replace(&mut failing, true) => {
+                error!(
+                    "namespace: {e}; the journal keeps what was answered until the database can take it"
+                );
+            }
+            Ok(()) | Err(_) => {}
         }
         rounds += 1;
         if rounds.is_multiple_of(TIDY_ROUNDS)

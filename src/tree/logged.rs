@@ -1,34 +1,44 @@
 //! The order of a tree with a shared log. Submissions queue up; a thread of its own, since it waits on the network, drains
 //! the queue into a batch, applies it inside one transaction with a savepoint per submission, appends the accepted ops to
 //! the log at exactly `applied + 1`, commits, and answers. While one batch is under way the next one gathers: group commit.
+//!
+//! When the log does not answer, the batch goes to the [`outbox`] (see [`super::fork`]), and so does all that comes
+//! after it, until [`Logged::rebase`] has brought the two together again.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::apply::{Applied, Effect};
+use super::fork::{Aside, Merging};
 use super::op::{Op, TreeError};
 use super::query::Query;
+use super::reserve::{Reserve, frees_space};
 use super::writer::{self, Writer, decode, encode, spawn_thread};
-use super::{Commitment, Listener, Origin, Result, unavailable};
+use super::{Commitment, Listener, Origin, Result, outbox, unavailable};
 use crate::backend::{Append, BackendError, LogEntry, TreeLog};
 use crate::types::{NodeId, Seq};
 
 /// Submissions in one batch at the most; keeps a log entry far below MongoDB's document bound of 16 MB.
 const BATCH_MAX: usize = 256;
 /// Bytes of encoded ops in one log entry at the most.
-const ENTRY_BYTES_MAX: usize = 4 << 20;
-/// How long a submission waits for a log that does not answer.
+pub(super) const ENTRY_BYTES_MAX: usize = 4 << 20;
+/// How long catching up waits for a log that does not answer.
 const LOG_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a batch tries again before it goes to the outbox. A call that hangs has a deadline of its own.
+const OUTBOX_AFTER: Duration = Duration::from_secs(2);
+/// How often an absent log is asked whether it is back.
+const PROBE: Duration = Duration::from_millis(500);
 
-struct Submission {
-    ops: Vec<Op>,
+/// What waits for its turn.
+pub(super) struct Submission {
+    pub ops: Vec<Op>,
     origin: Origin,
     commitment: Commitment,
     reply: oneshot::Sender<Result<Applied>>,
@@ -36,22 +46,40 @@ struct Submission {
 
 /// The shared order, as seen by one of its nodes.
 pub(super) struct Logged {
-    path: PathBuf,
-    node: NodeId,
+    pub(super) path: PathBuf,
+    pub(super) node: NodeId,
     queue: Mutex<VecDeque<Submission>>,
-    writer: Mutex<Writer>,
+    pub(super) writer: Mutex<Writer>,
     /// Written under the queue's mutex: what is in the queue when this turns true is still answered, and nothing comes
     /// after it.
     closed: AtomicBool,
-    /// The last batch found the log unavailable.
-    away: AtomicBool,
-    log: Arc<dyn TreeLog>,
+    /// The leader has ended: nothing is written here any more.
+    ended: tokio::sync::watch::Sender<bool>,
+    /// The replica holds what the log does not: the outbox.
+    pub(super) forked: AtomicBool,
+    /// This start has not reached the log's head yet.
+    pub(super) behind: AtomicBool,
+    /// An absent log has answered.
+    back: AtomicBool,
+    /// Nothing was ever applied here, so the newest checkpoint is the place to start.
+    fresh: AtomicBool,
+    /// This node appended the entry after which a checkpoint may be made.
+    checkpoint_due: AtomicBool,
+    /// Set once the files of this node can be kept aside; the outbox waits for that.
+    pub(super) aside: OnceLock<Aside>,
+    pub(super) merging: Mutex<Merging>,
+    pub(super) log: Arc<dyn TreeLog>,
     applied: AtomicU64,
+    /// Space for what frees space, joining the log again among it: the store takes what the spool holds.
+    reserve: Reserve,
     wake: Condvar,
     hint: Mutex<bool>,
     progress: tokio::sync::watch::Sender<u64>,
     listener: Listener,
 }
+
+/// The longest pause between two attempts to join a log that can be read.
+const REST: Duration = Duration::from_secs(2);
 
 impl Logged {
     /// Opens the replica, starts following the log, and returns when it has caught up.
@@ -61,7 +89,11 @@ impl Logged {
         log: Arc<dyn TreeLog>,
         listener: Listener,
     ) -> Result<Arc<Logged>> {
+        let reserve = Reserve::new(path);
+        reserve.give_up_if_needed();
         let writer = Writer::open(path)?;
+        outbox::prepare(writer.conn())?;
+        let forked = outbox::is_forked(writer.conn())?;
         let applied = writer.query().applied()?;
         let this = Arc::new(Logged {
             path: path.to_owned(),
@@ -69,9 +101,17 @@ impl Logged {
             queue: Mutex::default(),
             writer: Mutex::new(writer),
             closed: AtomicBool::new(false),
-            away: AtomicBool::new(false),
+            ended: tokio::sync::watch::channel(false).0,
+            forked: AtomicBool::new(forked),
+            behind: AtomicBool::new(true),
+            back: AtomicBool::new(false),
+            fresh: AtomicBool::new(applied == Seq(0) && !forked),
+            checkpoint_due: AtomicBool::new(false),
+            aside: OnceLock::new(),
+            merging: Mutex::default(),
             log,
             applied: AtomicU64::new(applied.0),
+            reserve,
             wake: Condvar::new(),
             hint: Mutex::new(true),
             progress: tokio::sync::watch::channel(applied.0).0,
@@ -79,13 +119,30 @@ impl Logged {
         });
         let handle = tokio::runtime::Handle::current();
         let leader = this.clone();
-        spawn_thread("tree-sequencer", move || leader.lead(&handle))?;
+        spawn_thread("tree-sequencer", move || {
+            leader.lead(&handle);
+            leader.ended.send_replace(true);
+        })?;
         tokio::spawn(watch(Arc::downgrade(&this)));
-        if let Err(e) = this.catch_up().await {
-            this.close();
-            return Err(e);
+        // A fork is merged later, when the files of this node can be kept aside.
+        if forked {
+            return Ok(this);
         }
-        Ok(this)
+        match this.catch_up().await {
+            Ok(()) => {
+                this.behind.store(false, Ordering::Release);
+                Ok(this)
+            }
+            // What this replica knows is better than nothing.
+            Err(TreeError::Unavailable(e)) if applied > Seq(0) => {
+                warn!("starting without having caught up with the others: {e}");
+                Ok(this)
+            }
+            Err(e) => {
+                this.close();
+                Err(e)
+            }
+        }
     }
 
     pub(super) async fn submit(
@@ -114,6 +171,10 @@ impl Logged {
     }
 
     /// Makes everything committed survive power loss of this machine.
+    pub(super) fn give_up_reserve(&self) -> bool {
+        self.reserve.give_up()
+    }
+
     pub(super) fn sync(&self) -> Result<()> {
         writer::sync_wal(&self.path)
     }
@@ -160,7 +221,13 @@ impl Logged {
         self.nudge();
     }
 
-    fn nudge(&self) {
+    /// Returns when the leader has ended, after [`Logged::close`].
+    pub(super) async fn ended(&self) {
+        // The sender is in `self`, so it cannot be gone.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    pub(super) fn nudge(&self) {
         *self.hint.lock() = true;
         self.wake.notify_one();
     }
@@ -171,7 +238,7 @@ impl Logged {
         queue.drain(..n).collect()
     }
 
-    fn answer(&self, batch: Vec<Submission>, results: Vec<Result<Applied>>) {
+    pub(super) fn answer(&self, batch: Vec<Submission>, results: Vec<Result<Applied>>) {
         for (submission, mut result) in batch.into_iter().zip(results) {
             if let Ok(applied) = &result {
                 (self.listener)(submission.origin, &applied.effects);
@@ -186,11 +253,16 @@ impl Logged {
         }
     }
 
-    fn lead(&self, runtime: &tokio::runtime::Handle) {
+    fn lead(self: &Arc<Self>, runtime: &tokio::runtime::Handle) {
+        // Nobody is answered while the log is being joined. A log that can be read and takes nothing (no majority) is not
+        // asked all the time, so that a change waits for one attempt and not for one after the other.
+        let mut rest = Instant::now();
         loop {
             {
                 let mut hint = self.hint.lock();
-                while !*hint && self.queue.lock().is_empty() {
+                // Once closed nobody nudges any more, and the last nudge may have gone with a batch.
+                while !*hint && self.queue.lock().is_empty() && !self.closed.load(Ordering::Acquire)
+                {
                     self.wake.wait(&mut hint);
                 }
                 *hint = false;
@@ -201,46 +273,83 @@ impl Logged {
             if closed && batch.is_empty() {
                 return;
             }
+            if self.forked()
+                && self.aside.get().is_some()
+                && Instant::now() >= rest
+                && self.back.swap(false, Ordering::AcqRel)
+            {
+                let begun = Instant::now();
+                match self.rebase(runtime) {
+                    Ok(()) => info!("the namespace log is back"),
+                    Err(e) => {
+                        if e == TreeError::NoSpace {
+                            self.reserve.give_up();
+                        }
+                        warn!("the namespace log is back, but not joined yet: {e}");
+                        rest = Instant::now() + begun.elapsed().min(REST);
+                    }
+                }
+            }
+            self.give_up_the_rest();
+            let batch = self.refuse_given_up(batch);
+            if self.fresh.swap(false, Ordering::AcqRel)
+                && let Err(e) = self.start_from_checkpoint(runtime)
+            {
+                warn!("starting from a checkpoint: {e}");
+            }
             if batch.is_empty() {
-                if let Err(e) = self.follow(runtime) {
+                self.reserve.renew();
+                if !self.forked()
+                    && let Err(e) = self.follow(runtime)
+                {
                     tracing::debug!("following the namespace log: {e}");
                 }
+            } else if self.forked() {
+                self.divert(batch, None);
             } else {
                 self.run(runtime, batch);
+                if self.checkpoint_due.swap(false, Ordering::AcqRel) {
+                    runtime.spawn(self.clone().make_checkpoint());
+                }
             }
         }
     }
 
-    /// Takes a batch through validation, append and commit, as often as other nodes come first.
+    /// Takes a batch through validation, append and commit, as often as other nodes come first. When the log does not
+    /// answer, the batch goes to the outbox.
     fn run(&self, runtime: &tokio::runtime::Handle, mut batch: Vec<Submission>) {
-        // Whoever comes after a batch that waited in vain does not wait for as long again: the kernel makes names in one
-        // directory one after the other, so the waits would add up.
-        let patience = match self.away.load(Ordering::Acquire) {
-            true => Duration::ZERO,
-            false => LOG_DEADLINE,
-        };
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + OUTBOX_AFTER;
         let mut pause = Duration::from_millis(50);
         while !batch.is_empty() {
-            let attempt = self.attempt(runtime, &mut batch, deadline);
+            let mut in_doubt = None;
+            let attempt = self.attempt(runtime, &mut batch, deadline, &mut in_doubt);
             if attempt.is_err() {
                 self.abandon();
             }
             match attempt {
-                Ok(()) => self.away.store(false, Ordering::Release),
-                Err(TreeError::Unavailable(e)) if Instant::now() < deadline => {
-                    warn!("namespace log: {e}; trying again");
+                Ok(()) => {}
+                Err(TreeError::Unavailable(e))
+                    if in_doubt.is_none() && Instant::now() < deadline =>
+                {
+                    tracing::debug!("namespace log: {e}; trying again");
                     std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_secs(2));
+                    pause *= 2;
                 }
+                Err(TreeError::Unavailable(e)) => {
+                    warn!("namespace log: {e}; changes are kept here until it is back");
+                    self.divert(std::mem::take(&mut batch), in_doubt.as_deref());
+                }
+                Err(TreeError::NoSpace) if frees(&batch) && self.reserve.give_up() => {}
                 Err(e) => {
-                    let away = matches!(e, TreeError::Unavailable(_));
-                    self.away.store(away, Ordering::Release);
                     let results = batch.iter().map(|_| Err(e.clone())).collect();
                     self.answer(std::mem::take(&mut batch), results);
                 }
             }
         }
+    }
+
+    pub(super) fn tell(&self, origin: Origin, effects: &[Effect]) {
+        (self.listener)(origin, effects);
     }
 
     /// One attempt. What it answers, it takes out of `batch`; what stays is to be tried again.
@@ -249,6 +358,7 @@ impl Logged {
         runtime: &tokio::runtime::Handle,
         batch: &mut Vec<Submission>,
         deadline: Instant,
+        in_doubt: &mut Option<String>,
     ) -> Result<()> {
         let mut writer = self.writer.lock();
         writer.begin()?;
@@ -311,6 +421,10 @@ impl Logged {
                 }
                 self.answer(std::mem::take(batch), results);
                 self.publish_applied(seq);
+                // Of all nodes one appends this entry, so one makes the checkpoint.
+                if seq.0.is_multiple_of(self.log.checkpoint_every()) {
+                    self.checkpoint_due.store(true, Ordering::Release);
+                }
                 Ok(())
             }
             Ok(Append::Conflict) => {
@@ -318,8 +432,14 @@ impl Logged {
                 drop(writer);
                 self.follow(runtime)
             }
+            Err(BackendError::NotFound) => {
+                writer.rollback();
+                drop(writer);
+                self.rebase(runtime)
+            }
             Err(e) => {
                 writer.rollback();
+                *in_doubt = Some(entry.batch);
                 Err(unavailable(e))
             }
         }
@@ -331,15 +451,11 @@ impl Logged {
             let from = Seq(self.applied.load(Ordering::Acquire)).next();
             let entries = match runtime.block_on(self.log.read(from, 256)) {
                 Ok(entries) => entries,
-                Err(BackendError::NotFound) => {
-                    error!("the namespace log no longer reaches back to entry {from}");
-                    return Err(TreeError::Unavailable(format!(
-                        "the log no longer holds entry {from}"
-                    )));
-                }
+                Err(BackendError::NotFound) => return self.rebase(runtime),
                 Err(e) => return Err(unavailable(e)),
             };
             if entries.is_empty() {
+                self.behind.store(false, Ordering::Release);
                 self.progress.send_replace(from.0 - 1);
                 return Ok(());
             }
@@ -408,14 +524,24 @@ impl Logged {
     }
 
     /// Undoes what a failed attempt left in the writer's transaction. With a log nothing in it was ever answered.
-    fn abandon(&self) {
+    pub(super) fn abandon(&self) {
         self.writer.lock().rollback();
     }
 
-    fn publish_applied(&self, seq: Seq) {
+    pub(super) fn applied(&self) -> Seq {
+        Seq(self.applied.load(Ordering::Acquire))
+    }
+
+    pub(super) fn publish_applied(&self, seq: Seq) {
         self.applied.store(seq.0, Ordering::Release);
         self.progress.send_replace(seq.0);
     }
+}
+
+/// Whether something in the batch frees space, if only that of a spool file.
+fn frees(batch: &[Submission]) -> bool {
+    let frees = |op: &Op| frees_space(op) || matches!(op, Op::Commit { .. });
+    batch.iter().any(|s| s.ops.iter().any(frees))
 }
 
 /// Wakes the leader when the log grows, until the tree is closed.
@@ -426,6 +552,16 @@ async fn watch(logged: Weak<Logged>) {
         }
         let mut progress = this.progress.subscribe();
         let applied = Seq(this.applied.load(Ordering::Acquire));
+        if this.forked() {
+            let back = this.log.head().await.is_ok();
+            this.back.store(back, Ordering::Release);
+            if back {
+                this.nudge();
+            }
+            drop(this);
+            tokio::time::sleep(PROBE).await;
+            continue;
+        }
         if let Err(e) = this.log.changed(applied).await {
             tracing::debug!("following the namespace log: {e}");
             tokio::time::sleep(Duration::from_millis(500)).await;

@@ -5,14 +5,24 @@
 //! the bytes of a file are or where they lie, only that they are pending somewhere or stored under a hash.
 
 pub mod apply;
+pub mod check;
+mod checked;
+mod checkpoint;
+pub mod conflicts;
+mod fork;
+mod holdings;
 mod journal;
 mod local;
 mod logged;
 pub mod op;
+mod outbox;
 pub mod query;
+mod rebase;
 mod reserve;
+mod resolve;
 mod schema;
 mod sequencer;
+mod wal;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -27,7 +37,9 @@ pub use op::{Op, TreeError};
 pub use query::{Body, Content, Dentry, Inode, Query, Totals};
 
 use crate::backend::{BackendError, TreeLog};
-use crate::types::{Ino, NodeId, Seq};
+use crate::types::{Generation, Ino, NodeId, Seq};
+use fork::Aside;
+pub use holdings::Holdings;
 use sequencer::Sequencer;
 
 /// A result of the namespace.
@@ -63,7 +75,6 @@ const INO_BLOCK: u64 = 8192;
 pub struct Tree {
     sequencer: Sequencer,
     readers: Readers,
-    next_ino: AtomicU64,
     numbers: Arc<Numbers>,
 }
 
@@ -72,6 +83,7 @@ pub struct Tree {
 struct Numbers {
     sequencer: Sequencer,
     range: u32,
+    next: AtomicU64,
     /// Numbers below this are noted as possibly in use.
     end: AtomicU64,
     extending: AtomicBool,
@@ -80,6 +92,27 @@ struct Numbers {
 }
 
 impl Numbers {
+    fn take(self: &Arc<Self>) -> Result<Ino> {
+        let ino = self.next.fetch_add(1, Ordering::Relaxed);
+        let left = self.end.load(Ordering::Acquire).saturating_sub(ino);
+        if left < INO_BLOCK / 2 && !self.extending.swap(true, Ordering::AcqRel) {
+            let numbers = self.clone();
+            let extend = move || {
+                if let Err(e) = numbers.extend(ino) {
+                    tracing::warn!("setting inode numbers aside: {e}");
+                }
+            };
+            match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn_blocking(extend)),
+                Err(_) => extend(),
+            }
+        }
+        if left == 0 {
+            self.extend(ino)?;
+        }
+        Ok(Ino(ino))
+    }
+
     fn extend(&self, beyond: u64) -> Result<()> {
         let _turn = self.turn.lock();
         let end = self.end.load(Ordering::Acquire).max(beyond) + INO_BLOCK;
@@ -91,6 +124,9 @@ impl Numbers {
         noted
     }
 }
+
+/// The key of that note.
+const UNJUDGED: &str = "unjudged";
 
 struct Readers {
     path: PathBuf,
@@ -108,7 +144,10 @@ impl Readers {
         // none.
         conn.prepare_cached("BEGIN")?.execute([])?;
         let result = f(Query(&conn));
-        conn.prepare_cached("COMMIT")?.execute([])?;
+        // When it cannot read, SQLite ends the transaction by itself.
+        if !conn.is_autocommit() {
+            conn.prepare_cached("COMMIT")?.execute([])?;
+        }
         let mut idle = self.idle.lock();
         if idle.len() < 16 {
             idle.push(conn);
@@ -126,11 +165,14 @@ impl Tree {
         log: Option<Arc<dyn TreeLog>>,
         listener: Listener,
     ) -> Result<Tree> {
-        let range = match &log {
-            None => 0,
-            Some(log) => log.register(node).await.map_err(unavailable)?,
+        let sequencer = Sequencer::open(path, node, log.clone(), listener).await?;
+        let range = match inode_range(&sequencer, node, log).await {
+            Ok(range) => range,
+            Err(e) => {
+                sequencer.close();
+                return Err(e);
+            }
         };
-        let sequencer = Sequencer::open(path, node, log, listener).await?;
         let key = format!("ino-{range}");
         // The note of this node, and what the log says that it used: the data directory may be an older copy.
         let start = sequencer.ask_writer(|q| {
@@ -138,20 +180,25 @@ impl Tree {
             let used = q.highest_ino(range)?.map_or(0, |ino| ino.0 + 1);
             Ok(noted.max(used).max(Ino::range_start(range)))
         })?;
-        if let Err(e) = set_aside(&sequencer, &key, start + INO_BLOCK) {
-            sequencer.close();
-            return Err(e);
-        }
+        let end = match set_aside(&sequencer, &key, start + INO_BLOCK) {
+            Ok(()) => start + INO_BLOCK,
+            // A full disk must not keep anybody from the files; only new ones have to wait.
+            Err(TreeError::NoSpace) => start,
+            Err(e) => {
+                sequencer.close();
+                return Err(e);
+            }
+        };
         Ok(Tree {
             readers: Readers {
                 path: path.to_owned(),
                 idle: Mutex::new(Vec::new()),
             },
-            next_ino: AtomicU64::new(start),
             numbers: Arc::new(Numbers {
                 sequencer: sequencer.clone(),
                 range,
-                end: AtomicU64::new(start + INO_BLOCK),
+                next: AtomicU64::new(start),
+                end: AtomicU64::new(end),
                 extending: AtomicBool::new(false),
                 turn: Mutex::new(()),
             }),
@@ -191,29 +238,66 @@ impl Tree {
 
     /// A number that no inode had before.
     pub fn new_ino(&self) -> Result<Ino> {
-        let ino = self.next_ino.fetch_add(1, Ordering::Relaxed);
-        let left = self.numbers.end.load(Ordering::Acquire).saturating_sub(ino);
-        if left < INO_BLOCK / 2 && !self.numbers.extending.swap(true, Ordering::AcqRel) {
-            let numbers = self.numbers.clone();
-            let extend = move || {
-                if let Err(e) = numbers.extend(ino) {
-                    tracing::warn!("setting inode numbers aside: {e}");
-                }
-            };
-            match tokio::runtime::Handle::try_current() {
-                Ok(runtime) => drop(runtime.spawn_blocking(extend)),
-                Err(_) => extend(),
-            }
-        }
-        if left == 0 {
-            self.numbers.extend(ino)?;
-        }
-        Ok(Ino(ino))
+        self.numbers.take()
+    }
+
+    /// Lets changes that were made while a shared log was away be merged from now on. `holdings` is asked about the bytes
+    /// of files that both sides wrote.
+    pub fn merge_with(&self, holdings: Arc<dyn Holdings>) {
+        let numbers = Arc::downgrade(&self.numbers);
+        self.sequencer.merge_with(Aside {
+            holdings,
+            numbers: Box::new(move |n| match numbers.upgrade() {
+                Some(numbers) => (0..n).map(|_| numbers.take()).collect(),
+                None => Err(TreeError::Unavailable("shutting down".into())),
+            }),
+        });
+    }
+
+    /// How many changes wait for a shared log to come back.
+    pub fn waiting(&self) -> Result<u64> {
+        self.sequencer.waiting()
+    }
+
+    /// Whether a shared log may hold changes, of this node too, that are not applied here: it was away at the start, or it
+    /// still is. What is not in the tree may be in the log then.
+    pub fn is_behind(&self) -> bool {
+        self.sequencer.is_behind()
+    }
+
+    /// Whether a start after power loss found the log away, and what is pending at this node has not been looked at since.
+    pub fn is_unjudged(&self) -> Result<bool> {
+        let noted = self.sequencer.ask_writer(|q| q.local(UNJUDGED))?;
+        Ok(noted.is_some_and(|noted| noted != 0))
+    }
+
+    /// Notes that, or that it is done. Survives the daemon being killed.
+    pub fn note_unjudged(&self, unjudged: bool) -> Result<()> {
+        self.sequencer.set_local(UNJUDGED, unjudged.into())
+    }
+
+    /// The versions of files that lost against another node's in the last merge, if that ended before they were given up.
+    pub fn given_up(&self) -> Result<Vec<(Ino, Generation)>> {
+        self.sequencer.given_up()
+    }
+
+    /// They are given up now.
+    pub fn forget_given_up(&self) -> Result<()> {
+        self.sequencer.forget_given_up()
     }
 
     /// Makes everything committed so far survive power loss of this machine.
     pub fn sync(&self) -> Result<()> {
         self.sequencer.sync()
+    }
+
+    /// Makes everything committed so far survive power loss, as [`Tree::sync`] does, for somebody who then frees space: on a
+    /// full disk with the space that is set aside for that.
+    pub fn sync_to_free(&self) -> Result<()> {
+        match self.sync() {
+            Err(TreeError::NoSpace) if self.sequencer.give_up_reserve() => self.sync(),
+            synced => synced,
+        }
     }
 
     /// The last log position applied here.
@@ -230,12 +314,38 @@ impl Tree {
     pub fn close(&self) {
         self.sequencer.close();
     }
+
+    /// After [`Tree::close`]: returns when nothing is written to the database any more, which may take as long as a call
+    /// to the log that is under way.
+    pub async fn ended(&self) {
+        self.sequencer.ended().await;
+    }
 }
 
 impl Drop for Tree {
     /// Its threads hold the sequencer; without this they would outlive the tree.
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+/// The range of inode numbers that this node may use. Noted here, for a start without the log.
+async fn inode_range(
+    sequencer: &Sequencer,
+    node: &NodeId,
+    log: Option<Arc<dyn TreeLog>>,
+) -> Result<u32> {
+    let Some(log) = log else { return Ok(0) };
+    let noted = sequencer.ask_writer(|q| q.local("range"))?;
+    match (log.register(node).await, noted) {
+        (Ok(range), Some(noted)) if i64::from(range) == noted => Ok(range),
+        (Ok(range), _) => {
+            sequencer.set_local("range", range.into())?;
+            Ok(range)
+        }
+        (Err(BackendError::Unavailable(_)), Some(noted)) => u32::try_from(noted)
+            .map_err(|_| TreeError::Database("the noted inode range is out of bounds".into())),
+        (Err(e), _) => Err(unavailable(e)),
     }
 }
 

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use rusqlite::ffi::SQLITE_IOERR_DATA;
+
 use crate::types::{BlobId, ContentHash, Generation, Ino, NodeId, Time};
 
 /// Bytes that need not be UTF-8: a file name, a symbolic link's target, an attribute's value.
@@ -169,7 +171,7 @@ pub enum Op {
     Commit {
         /// The file.
         ino: Ino,
-        /// The version that was stored. Any other than the inode's pending one: superseded.
+        /// The version that was stored. Any other than the one that is pending at the node `by`: superseded.
         generation: Generation,
         /// Its hash.
         hash: ContentHash,
@@ -186,6 +188,25 @@ pub enum Op {
     Reap {
         /// The content. Still referred to: refused.
         hash: ContentHash,
+        /// When.
+        now: Time,
+    },
+    /// An object of the store that never became content, and never will: a commit that comes with it later is refused.
+    /// Its bytes may be deleted afterwards. Only where each object has an id of its own.
+    Bury {
+        /// The object. The tree knows it as content: refused.
+        blob: BlobId,
+        /// When.
+        now: Time,
+    },
+    /// The store has lost the object of a content, and has another one now. Only where each object has an id of its own.
+    Replace {
+        /// The content.
+        hash: ContentHash,
+        /// The object that is gone. Any other than the one that the tree knows: refused.
+        lost: BlobId,
+        /// The object that took its place. Refused when that was reaped.
+        blob: BlobId,
         /// When.
         now: Time,
     },
@@ -249,6 +270,9 @@ impl From<rusqlite::Error> for TreeError {
         match e {
             rusqlite::Error::QueryReturnedNoRows => TreeError::NotFound,
             e if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) => TreeError::NoSpace,
+            rusqlite::Error::SqliteFailure(e, _) if e.extended_code == SQLITE_IOERR_DATA => {
+                TreeError::Database("a page of the database or of its log is damaged".into())
+            }
             e => TreeError::Database(e.to_string()),
         }
     }

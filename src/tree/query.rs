@@ -194,6 +194,14 @@ impl Query<'_> {
         Ok(stmt.query_row([ino.0], inode_from)?)
     }
 
+    /// Which generation of a file is in the store; 0 when none is. Later ones may be pending.
+    pub fn stored_generation(&self, ino: Ino) -> Result<Generation> {
+        let mut stmt = self
+            .0
+            .prepare_cached("SELECT cookie FROM inodes WHERE ino=?1")?;
+        Ok(Generation(stmt.query_row([ino.0], |r| r.get(0))?))
+    }
+
     /// The number that `name` has in `parent`.
     pub fn child(&self, parent: Ino, name: &[u8]) -> Result<Option<Ino>> {
         let mut stmt = self
@@ -265,6 +273,14 @@ impl Query<'_> {
         Ok(stmt.query_row([&hash.0[..]], content_from).optional()?)
     }
 
+    /// Whether any file has this content, or had it before the version that it waits for.
+    pub fn is_referenced(&self, hash: &ContentHash) -> Result<bool> {
+        let mut stmt = self
+            .0
+            .prepare_cached("SELECT EXISTS(SELECT 1 FROM inodes WHERE hash=?1)")?;
+        Ok(stmt.query_row([&hash.0[..]], |r| r.get(0))?)
+    }
+
     /// Up to `limit` contents that files have, after `after` in the order of their hashes.
     pub fn contents(&self, after: Option<&ContentHash>, limit: usize) -> Result<Vec<Content>> {
         let mut stmt = self.0.prepare_cached(&format!(
@@ -273,6 +289,18 @@ impl Query<'_> {
         let from: &[u8] = after.map_or(&[], |h| &h.0[..]);
         let rows = stmt.query_map(params![from, limit as i64], content_from)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Every content that the tree knows, by hash and size.
+    pub fn each_content(&self, mut f: impl FnMut(ContentHash, u64) -> Result<()>) -> Result<()> {
+        let mut stmt = self.0.prepare_cached("SELECT hash, size FROM contents")?;
+        let mut rows = stmt.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(hash) = hash_of(row, 0)? {
+                f(hash, row.get(1)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Up to `limit` contents that no file has had since `before`.
@@ -284,6 +312,14 @@ impl Query<'_> {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// How many contents no file has had since `before`, and how many bytes they have.
+    pub fn unreferenced_totals(&self, before: Time) -> Result<(u64, u64)> {
+        let mut stmt = self.0.prepare_cached(
+            "SELECT count(*), coalesce(sum(size),0) FROM contents WHERE unreferenced_at<=?1",
+        )?;
+        Ok(stmt.query_row([before.0], |r| Ok((r.get(0)?, r.get(1)?)))?)
+    }
+
     /// Up to `limit` files with this content.
     pub fn files_of(&self, hash: &ContentHash, limit: usize) -> Result<Vec<Ino>> {
         let mut stmt = self
@@ -291,6 +327,14 @@ impl Query<'_> {
             .prepare_cached("SELECT ino FROM inodes WHERE hash=?1 AND state>=2 LIMIT ?2")?;
         let rows = stmt.query_map(params![&hash.0[..], limit as i64], |r| r.get(0).map(Ino))?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// How many files have this content, and how many names these have together.
+    pub fn references(&self, hash: &ContentHash) -> Result<(u64, u64)> {
+        let mut stmt = self.0.prepare_cached(
+            "SELECT count(*), coalesce(sum(nlink),0) FROM inodes WHERE hash=?1 AND state>=2",
+        )?;
+        Ok(stmt.query_row([&hash.0[..]], |r| Ok((r.get(0)?, r.get(1)?)))?)
     }
 
     /// The names of an inode, as directory and name.
@@ -309,7 +353,8 @@ impl Query<'_> {
         let mut paths = Vec::new();
         for (mut dir, name) in self.names_of(ino, limit)? {
             let mut path = name;
-            while dir != Ino::ROOT {
+            // The length is bounded by what the kernel takes, but a damaged tree may go round in a ring.
+            while dir != Ino::ROOT && path.len() <= libc::PATH_MAX as usize {
                 let Some((parent, name)) = self.names_of(dir, 1)?.pop() else {
                     break;
                 };

@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::fork::Aside;
 use super::local::Local;
 use super::logged::Logged;
 use super::op::Op;
 use super::query::Query;
 use super::{Applied, Commitment, Listener, Origin, Result};
 use crate::backend::TreeLog;
-use crate::types::NodeId;
+use crate::types::{Generation, Ino, NodeId};
 
 #[derive(Clone)]
 pub(super) enum Sequencer {
@@ -77,6 +78,14 @@ impl Sequencer {
         }
     }
 
+    /// Frees the space that is set aside for removing files. True when there was some.
+    pub(super) fn give_up_reserve(&self) -> bool {
+        match self {
+            Sequencer::Local(local) => local.give_up_reserve(),
+            Sequencer::Logged(logged) => logged.give_up_reserve(),
+        }
+    }
+
     pub(super) fn set_local(&self, key: &str, value: u64) -> Result<()> {
         match self {
             Sequencer::Local(local) => local.set_local(key, value),
@@ -88,6 +97,50 @@ impl Sequencer {
         match self {
             Sequencer::Local(_) => Ok(()),
             Sequencer::Logged(logged) => logged.catch_up().await,
+        }
+    }
+
+    /// Without a log nothing ever waits for one.
+    pub(super) fn merge_with(&self, aside: Aside) {
+        match self {
+            Sequencer::Local(_) => {}
+            Sequencer::Logged(logged) => logged.merge_with(aside),
+        }
+    }
+
+    pub(super) fn waiting(&self) -> Result<u64> {
+        match self {
+            Sequencer::Local(_) => Ok(0),
+            Sequencer::Logged(logged) => logged.waiting(),
+        }
+    }
+
+    pub(super) async fn ended(&self) {
+        match self {
+            // Closing it is all.
+            Sequencer::Local(_) => {}
+            Sequencer::Logged(logged) => logged.ended().await,
+        }
+    }
+
+    pub(super) fn is_behind(&self) -> bool {
+        match self {
+            Sequencer::Local(_) => false,
+            Sequencer::Logged(logged) => logged.is_behind(),
+        }
+    }
+
+    pub(super) fn given_up(&self) -> Result<Vec<(Ino, Generation)>> {
+        match self {
+            Sequencer::Local(_) => Ok(Vec::new()),
+            Sequencer::Logged(logged) => logged.given_up(),
+        }
+    }
+
+    pub(super) fn forget_given_up(&self) -> Result<()> {
+        match self {
+            Sequencer::Local(_) => Ok(()),
+            Sequencer::Logged(logged) => logged.forget_given_up(),
         }
     }
 

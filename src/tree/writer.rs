@@ -13,6 +13,7 @@ use super::apply::{Applied, apply};
 use super::op::{Op, TreeError};
 use super::query::Query;
 use super::{Result, schema};
+use crate::windows;
 
 /// A write-ahead log larger than this is written back to the database in the background.
 const WAL_BYTES: u64 = 4 << 20;
@@ -48,6 +49,11 @@ impl Writer {
             commits: 0,
             checkpointer,
         })
+    }
+
+    /// The connection itself, for those who do more than apply ops.
+    pub(super) fn conn(&self) -> &Connection {
+        &self.conn
     }
 
     /// Questions that see the transaction under way.
@@ -176,7 +182,7 @@ impl Drop for Writer {
     }
 }
 
-fn wal_path(path: &Path) -> PathBuf {
+pub(super) fn wal_path(path: &Path) -> PathBuf {
     let mut wal = path.to_owned().into_os_string();
     wal.push("-wal");
     wal.into()
@@ -191,7 +197,10 @@ pub(super) fn sync_wal(path: &Path) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(e),
     };
-    synced.map_err(|e| TreeError::Database(format!("fsync of {}: {e}", wal.display())))
+    synced.map_err(|e| match e.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => TreeError::NoSpace,
+        _ => TreeError::Database(format!("fsync of {}: {e}", wal.display())),
+    })
 }
 
 #[derive(Default)]
@@ -239,10 +248,12 @@ impl Checkpointer {
 }
 
 fn checkpoint(conn: &Connection, mode: &str) {
+    windows::CHECKPOINT.passed();
     let done = conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
     if let Err(e) = done {
         warn!("namespace checkpoint: {e}");
     }
+    windows::CHECKPOINT_DONE.passed();
 }
 
 pub(super) fn spawn_thread(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {

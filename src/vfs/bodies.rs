@@ -1,46 +1,106 @@
 //! Where the bytes of an open inode are: the spool file that writers write, or what readers read.
 //!
 //! Writers get the present spool file back when it was not stored yet, else a copy of the stored content. Readers get the
-//! spool file of this node, else the sealed file on this disk, else what the store sends; content that another node still
-//! has is waited for.
+//! spool file of this node, else the sealed file on this disk, else what comes from elsewhere ([`super::remote`]).
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use super::files::blocking;
-use super::open::{Acknowledged, Body, OpenInode, Transition};
-use super::{REMOTE_CONTENT_DEADLINE, Result, Vfs, VfsError};
-use crate::content::disk;
+use super::open::{Acknowledged, Body, OpenInode, Standing, Transition};
+use super::patience::enter;
+use super::transfer::blocking;
+use super::{Result, Vfs, VfsError};
 use crate::content::spool::TakeBack;
+use crate::content::{ReadFile, disk, is_damage};
 use crate::tree::{self, Inode};
 use crate::types::Generation;
 
 impl Vfs {
+    /// The inode as it is now, or was when it lost its last name.
+    fn present(&self, open: &OpenInode) -> Result<Inode> {
+        match open.gone() {
+            Some(inode) => Ok(inode),
+            None => Ok(self.tree.read(|q| q.inode(open.ino))?),
+        }
+    }
+
     /// Asks for the present spool file, and waits while a worker publishes it.
     pub(super) async fn take_back(&self, open: &Arc<OpenInode>, inode: &Inode) -> Result<TakeBack> {
         loop {
             let changed = self.spool.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.spool.take_back(open.ino, inode.generation)? {
-                TakeBack::Busy => changed.await,
-                other => return Ok(other),
+            match self.spool.take_back(open.ino, inode.generation) {
+                Ok(TakeBack::Busy) => changed.await,
+                Ok(other) => return Ok(other),
+                Err(_) if self.spool.is_missing(open.ino) => {
+                    return Err(VfsError::Lost(open.ino.0));
+                }
+                Err(e) => return Err(e.into()),
             }
         }
     }
 
-    /// Fills a backing file that the kernel holds with the content that another node closed meanwhile.
-    pub(super) async fn refill(&self, inode: &Inode, file: Arc<File>) -> Result<()> {
+    /// Fills a file that the kernel holds as a backing file, and so cannot be given another for, with the content that
+    /// another node closed meanwhile. Until all of it is there it is no version of the inode.
+    pub(super) async fn refill(
+        &self,
+        open: &Arc<OpenInode>,
+        transition: &mut Transition,
+        inode: &Inode,
+        file: Arc<File>,
+    ) -> Result<()> {
         let source = self.stored(inode).await?;
+        self.disown(open, transition)?;
+        let target = file.clone();
         blocking(move || {
-            rustix::fs::ftruncate(&*file, 0)?;
+            rustix::fs::ftruncate(&*target, 0)?;
             match source {
-                Some(source) => disk::copy(&source, &file),
+                Some(source) => source.copy_to(&target),
                 None => Ok(()),
             }
         })
         .await?;
+        let generation = inode.generation.next();
+        self.set_generation(open, transition, generation)?;
+        self.begin_writing(open, transition, generation, file, Some(inode))
+    }
+
+    /// The same for one that nobody here writes yet. After an error it is as outdated as before.
+    pub(super) async fn refill_outdated(
+        &self,
+        open: &Arc<OpenInode>,
+        transition: &mut Transition,
+        inode: &Inode,
+        file: Arc<File>,
+    ) -> Result<()> {
+        let filled = self.refill(open, transition, inode, file).await;
+        if filled.is_err() {
+            self.lay_aside(open, transition)?;
+        }
+        filled
+    }
+
+    /// The spool file is no version of the inode any more, and recovery shall not take it for one.
+    pub(super) fn disown(&self, open: &OpenInode, transition: &mut Transition) -> Result<()> {
+        transition.standing = Standing::Void;
+        self.spool.unmark(open.ino)?;
+        Ok(self.spool.disown(open.ino)?)
+    }
+
+    /// Gives up the spool file. What is read and written from now on is what the namespace has.
+    pub(super) fn lay_aside(&self, open: &OpenInode, transition: &mut Transition) -> Result<()> {
+        *open.body.write() = Body::Unloaded;
+        self.opens.forget_pages(open.ino);
+        transition.acknowledged = None;
+        transition.announced = false;
+        transition.standing = Standing::Sound;
+        open.take_written();
+        if let Some(generation) = self.spool.seal(open.ino) {
+            self.spool.lose_soon(open.ino, generation);
+            self.spool.give_up(open.ino, generation)?;
+        }
         Ok(())
     }
 
@@ -51,7 +111,7 @@ impl Vfs {
             && self.spool.stage(open.ino).is_none()
             && let Some(file) = self.sealed.open_local(hash)?
         {
-            *open.body.write() = Body::Sealed(file);
+            *open.body.write() = Body::Sealed(ReadFile::Content(file));
         }
         Ok(())
     }
@@ -64,18 +124,16 @@ impl Vfs {
         file: Arc<File>,
         keep_mtime_of: Option<&Inode>,
     ) -> Result<()> {
+        open.take_written();
         if let Some(inode) = keep_mtime_of {
             disk::set_mtime(&file, inode.mtime)?;
-            transition.acknowledged = Some(Acknowledged {
-                generation,
-                size: inode.size,
-                mtime: inode.mtime,
-            });
+            transition.acknowledged = Some(Acknowledged::of(generation, &file.metadata()?));
         } else {
             transition.acknowledged = None;
         }
         transition.generation = generation;
-        transition.entry_synced = false;
+        transition.announced = false;
+        transition.standing = Standing::Sound;
         *open.body.write() = Body::Spool(file);
         Ok(())
     }
@@ -89,47 +147,97 @@ impl Vfs {
         if let Some(file) = open.spool_file() {
             return Ok(file);
         }
-        let inode = match open.gone() {
-            Some(inode) => inode,
-            None => self.tree.read(|q| q.inode(open.ino))?,
-        };
+        let inode = self.present(open)?;
         let taken = self.take_back(open, &inode).await?;
-        if let TakeBack::Outdated(_, file) = &taken {
-            self.refill(&inode, file.clone()).await?;
+        match taken {
+            TakeBack::Writing(generation, file) => {
+                self.begin_writing(open, transition, generation, file.clone(), Some(&inode))?;
+                return Ok(file);
+            }
+            TakeBack::Outdated(file) => {
+                self.refill_outdated(open, transition, &inode, file.clone())
+                    .await?;
+                return Ok(file);
+            }
+            TakeBack::Nothing | TakeBack::Shared(_) | TakeBack::Busy => {}
         }
-        if let TakeBack::Writing(generation, file) | TakeBack::Outdated(generation, file) = taken {
-            self.begin_writing(open, transition, generation, file.clone(), Some(&inode))?;
-            return Ok(file);
-        }
-        let source = self.load(open, &inode).await?;
         let newest = self
             .spool
             .stage(open.ino)
             .map_or(inode.generation, |s| inode.generation.max(s.1));
         let generation = newest.next();
-        let (spool, ino) = (self.spool.clone(), open.ino);
-        let file = blocking(move || match source {
-            Some(source) => spool.create_from(ino, generation, &source),
-            None => spool.create(ino, generation),
-        })
-        .await?;
+        let mut again = true;
+        let file = loop {
+            let source = self.load(open, &inode).await?;
+            let (spool, ino, from) = (self.spool.clone(), open.ino, source.clone());
+            let made = blocking(move || match from {
+                Some(from) => spool.create_from(ino, generation, &from),
+                None => spool.create(ino, generation),
+            })
+            .await;
+            match (made, source) {
+                (Err(e), Some(source)) if is_damage(&e) && again => {
+                    again = false;
+                    open.let_go_of(&source);
+                }
+                (made, _) => break made?,
+            }
+        };
         self.begin_writing(open, transition, generation, file.clone(), Some(&inode))?;
         Ok(file)
     }
 
     /// The file that reads come from; `None` when there are no bytes.
-    pub(super) async fn readable(&self, open: &Arc<OpenInode>) -> Result<Option<Arc<File>>> {
+    pub(super) async fn readable(&self, open: &Arc<OpenInode>) -> Result<Option<ReadFile>> {
         match &*open.body.read() {
-            Body::Spool(file) | Body::Sealed(file) => return Ok(Some(file.clone())),
+            Body::Spool(file) => return Ok(Some(ReadFile::Plain(file.clone()))),
+            Body::Sealed(file) => return Ok(Some(file.clone())),
             Body::Empty => return Ok(None),
             Body::Unloaded => {}
         }
-        let _transition = open.transition.lock().await;
-        let inode = match open.gone() {
-            Some(inode) => inode,
-            None => self.tree.read(|q| q.inode(open.ino))?,
+        // What comes from elsewhere is waited for without the lock, so that nobody has to wait along. It is held, so that it
+        // stays on this disk until it is looked for.
+        let mut _held;
+        loop {
+            let inode = self.present(open)?;
+            if self.is_here(&inode) {
+                break;
+            }
+            _held = match self.stored(&inode).await {
+                // As below, it is here by now, or lost.
+                Err(VfsError::Lost(_)) => break,
+                came => came?,
+            };
+        }
+        let _transition = enter(open).await?;
+        self.load(open, &self.present(open)?).await
+    }
+
+    /// Calls `f` with the file that reads come from; `None` when there are no bytes. Where that is damaged, once more with
+    /// what the store sends, or what was stored anew meanwhile.
+    pub(super) async fn with_content<T>(
+        &self,
+        open: &Arc<OpenInode>,
+        mut f: impl FnMut(&ReadFile) -> io::Result<T>,
+    ) -> Result<Option<T>> {
+        let Some(file) = self.readable(open).await? else {
+            return Ok(None);
         };
-        self.load(open, &inode).await
+        let prepared = match &file {
+            ReadFile::Content(content) if !content.is_prepared() => {
+                let content = content.clone();
+                blocking(move || content.prepare()).await
+            }
+            ReadFile::Content(_) | ReadFile::Plain(_) => Ok(()),
+        };
+        match prepared.and_then(|()| f(&file)) {
+            Err(e) if is_damage(&e) => open.let_go_of(&file),
+            result => return Ok(Some(result?)),
+        }
+        match self.readable(open).await? {
+            Some(file) => Ok(Some(f(&file)?)),
+            None => Ok(None),
+        }
     }
 
     /// Finds the bytes of an inode that nobody here writes. The caller holds its transition.
@@ -137,9 +245,10 @@ impl Vfs {
         &self,
         open: &Arc<OpenInode>,
         inode: &Inode,
-    ) -> Result<Option<Arc<File>>> {
+    ) -> Result<Option<ReadFile>> {
         match &*open.body.read() {
-            Body::Spool(file) | Body::Sealed(file) => return Ok(Some(file.clone())),
+            Body::Spool(file) => return Ok(Some(ReadFile::Plain(file.clone()))),
+            Body::Sealed(file) => return Ok(Some(file.clone())),
             Body::Empty => return Ok(None),
             Body::Unloaded => {}
         }
@@ -147,7 +256,7 @@ impl Vfs {
         let mut looks = 0;
         let found = loop {
             match self.spool.open_sealed(open.ino, inode.generation) {
-                Ok(Some(file)) => break Some(file),
+                Ok(Some(file)) => break Some(ReadFile::Plain(file)),
                 Ok(None) => {}
                 // A worker finished with it between two looks: it is content now.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -167,38 +276,5 @@ impl Vfs {
             None => Body::Empty,
         };
         Ok(found)
-    }
-
-    /// Opens stored content, waiting for it when another node still has it.
-    pub(super) async fn stored(&self, inode: &Inode) -> Result<Option<Arc<File>>> {
-        let mut inode = inode.clone();
-        let deadline = tokio::time::Instant::now() + REMOTE_CONTENT_DEADLINE;
-        loop {
-            let changed = self.remote_change.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            match &inode.body {
-                tree::Body::Empty => return Ok(None),
-                tree::Body::Stored { hash, .. } => {
-                    if let Some(file) = self.sealed.open_local(hash)? {
-                        return Ok(Some(file));
-                    }
-                    let content = self
-                        .tree
-                        .read(|q| q.content(hash))?
-                        .ok_or(VfsError::Lost(inode.ino.0))?;
-                    return Ok(Some(self.sealed.open(hash, &content.blob).await?));
-                }
-                tree::Body::Pending { node, .. } if *node == self.node => {
-                    return Err(VfsError::Lost(inode.ino.0));
-                }
-                tree::Body::Pending { node, .. } => {
-                    if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                        return Err(VfsError::StillElsewhere(node.to_string()));
-                    }
-                }
-            }
-            inode = self.tree.read(|q| q.inode(inode.ino))?;
-        }
     }
 }

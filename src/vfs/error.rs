@@ -25,9 +25,29 @@ pub enum VfsError {
     #[error("result does not fit the buffer")]
     Range,
     /// Content that another node has not stored yet did not come in time.
-    #[error("the content is still at node {0} and was not stored in time")]
+    #[error("the content is still at node {0}, which did not send it or store it in time")]
     StillElsewhere(String),
+    /// Nothing came from the store for a while.
+    #[error("the store sends nothing")]
+    Stalled,
     /// Content that this node should have is not on its disk.
     #[error("the content of inode {0} is missing from this machine's disk")]
     Lost(u64),
+    /// Another's lock is in the way, and the caller does not wait.
+    #[error("locked by another")]
+    Locked,
+    /// A lock that the caller relies on was lost.
+    #[error("a lock on inode {0} was lost: this machine could not be heard of for too long")]
+    LockLost(u64),
+    /// What was written here is no version of the file any more.
+    #[error(
+        "what was written here to inode {0} is given up: it could not be filled with what another machine wrote"
+    )]
+    Overtaken(u64),
+    /// No lock can be had now.
+    #[error("no lock: {0}")]
+    NoLocks(String),
+    /// A signal came before the call was done.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -2,44 +2,54 @@
 //! sidecar uses the same operations.
 //!
 //! [`Vfs`] joins the namespace ([`Tree`]), the bytes ([`Spool`], [`Sealed`]) and the way into the store
-//! ([`crate::ingest`]). [`names`] holds the operations on names and attributes, [`files`] those on bytes, `bodies` where
-//! those bytes are, [`xattrs`] the extended attributes, [`open`] what is open now.
+//! ([`crate::ingest`]). [`names`] holds the operations on names and attributes; [`opening`], [`transfer`], `copying` and
+//! `closing` those on bytes, `bodies` and `remote` where those bytes are, `lending` what other nodes may have of them,
+//! `holdings` which of them a merge asks for, [`patience`] how long anybody waits, [`xattrs`] the extended attributes,
+//! [`locking`] and `sharing` what machines do with a file in turn, [`open`] what is open now.
 
 mod bodies;
+mod caller;
+mod closing;
+mod copying;
 pub mod error;
-pub mod files;
+mod holdings;
+pub mod interrupt;
+mod lending;
+pub mod locking;
 pub mod names;
 pub mod open;
+pub mod opening;
+pub mod patience;
+mod remote;
+mod sharing;
+pub mod standing;
 pub mod status;
+pub mod transfer;
 pub mod upload;
 pub mod xattrs;
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::Duration;
 
+pub use caller::Caller;
 pub use error::VfsError;
-pub use files::{Access, Opened, RegisterBacking};
+pub use lending::Closed;
+pub use opening::{Access, Opened, RegisterBacking};
 
-use crate::content::{Sealed, Spool};
+use crate::backend::{FileLocks, Peers};
+use crate::content::spool::Stage;
+use crate::content::{Arrivals, Sealed, Spool};
 use crate::ingest::Ingest;
-use crate::tree::{Effect, Inode, Origin, Tree};
+use crate::tree::{Body, Effect, Inode, Origin, Tree};
 use crate::types::{Ino, NodeId};
-use open::OpenTable;
+use locking::LockBook;
+use open::{OpenInode, OpenTable, overlay};
 
 /// A result of a file operation.
 pub type Result<T, E = VfsError> = std::result::Result<T, E>;
 
-/// How long a reader waits for content that another node has not stored yet.
-const REMOTE_CONTENT_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Who asks.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-}
+/// From this size on stat(2) looks at the disk for the holes of a closed file.
+const HOLES_FROM_BYTES: u64 = 64 << 10;
 
 /// An inode as stat(2) shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +58,8 @@ pub struct Attr {
     pub inode: Inode,
     /// Allocated 512-byte blocks.
     pub blocks: u64,
+    /// It can change without the kernel's knowledge: the kernel's backing file may be written through a mapping.
+    pub volatile: bool,
 }
 
 impl From<Inode> for Attr {
@@ -57,7 +69,11 @@ impl From<Inode> for Attr {
         } else {
             0
         };
-        Attr { inode, blocks }
+        Attr {
+            inode,
+            blocks,
+            volatile: false,
+        }
     }
 }
 
@@ -71,12 +87,20 @@ pub struct Vfs {
     pub(crate) opens: OpenTable,
     /// Give spool files to the kernel, if it takes them.
     pub(crate) passthrough: bool,
-    /// Fires for every change that came from elsewhere; readers of pending content wait on it.
-    pub(crate) remote_change: tokio::sync::Notify,
+    /// The locks of programs, where they are shared with other machines.
+    file_locks: Option<Arc<dyn FileLocks>>,
+    /// Those that are held here.
+    locks: LockBook,
+    /// What comes from other nodes, if there are any.
+    pub(crate) arrivals: Option<Arc<Arrivals>>,
+    given_up: remote::GivenUp,
+    /// Fires whenever files get other content, or go; readers of pending content wait on it.
+    pub(crate) content_change: tokio::sync::Notify,
 }
 
 impl Vfs {
     /// Joins the rooms below.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         node: NodeId,
         tree: Arc<Tree>,
@@ -84,8 +108,11 @@ impl Vfs {
         sealed: Arc<Sealed>,
         ingest: Arc<Ingest>,
         passthrough: bool,
+        file_locks: Option<Arc<dyn FileLocks>>,
+        peers: Option<Arc<dyn Peers>>,
     ) -> Vfs {
         Vfs {
+            arrivals: peers.map(|peers| Arc::new(Arrivals::new(sealed.clone(), peers))),
             node,
             tree,
             opens: OpenTable::new(spool.clone()),
@@ -93,7 +120,10 @@ impl Vfs {
             sealed,
             ingest,
             passthrough,
-            remote_change: tokio::sync::Notify::new(),
+            file_locks,
+            locks: LockBook::default(),
+            given_up: remote::GivenUp::default(),
+            content_change: tokio::sync::Notify::new(),
         }
     }
 
@@ -110,17 +140,37 @@ impl Vfs {
                     if !self.opens.mark_gone(inode) {
                         self.spool.discard(inode.ino);
                     }
+                    self.opens.note_departed(inode, origin);
                 }
-                Effect::Content(ino) if origin == Origin::Remote => self.opens.reload(*ino),
+                Effect::Content(ino) if origin == Origin::Remote => {
+                    self.opens.reload(*ino);
+                    // Its number may be one that a spool file here had.
+                    self.opens.forget_pages(*ino);
+                    // Kept aside by a merge, or outdated by another node's version.
+                    if let Some((Stage::Sealed, generation)) = self.spool.stage(*ino) {
+                        self.ingest.enqueue(*ino, generation);
+                    }
+                }
                 Effect::Content(_)
                 | Effect::Attributes(_)
                 | Effect::Entry { .. }
                 | Effect::Reaped { .. } => {}
             }
         }
-        if origin == Origin::Remote {
-            self.remote_change.notify_waiters();
+        let content = |e: &Effect| matches!(e, Effect::Content(_) | Effect::Gone(_));
+        if effects.iter().any(content) {
+            self.content_change.notify_waiters();
         }
+    }
+
+    /// The kernel has no name and nothing open of this inode any more.
+    pub fn forget(&self, ino: Ino) {
+        self.opens.forget(ino);
+    }
+
+    /// Returns when everything that was acknowledged anywhere before this call is seen here.
+    pub async fn catch_up(&self) -> Result<()> {
+        Ok(self.tree.catch_up().await?)
     }
 
     /// The inode's attributes, whether it still has a name or is only open.
@@ -129,25 +179,59 @@ impl Vfs {
         if let Some(open) = &open
             && let Some(gone) = open.gone()
         {
-            return open.overlay(gone);
+            return self.show(gone, Some(open));
         }
         let inode = self.tree.read(|q| q.inode(ino));
         match (inode, open) {
-            (Ok(inode), Some(open)) => open.overlay(inode),
-            (Ok(inode), None) => Ok(Attr::from(inode)),
+            (Ok(inode), open) => self.show(inode, open.as_ref()),
             // It went between the two looks.
             (Err(e), Some(open)) => match open.gone() {
-                Some(gone) => open.overlay(gone),
+                Some(gone) => self.show(gone, Some(&open)),
                 None => Err(e.into()),
             },
-            (Err(e), None) => Err(e.into()),
+            (Err(e), None) => match self.opens.departed(ino) {
+                Some(gone) => Ok(gone.into()),
+                None => Err(e.into()),
+            },
         }
     }
 
     pub(crate) fn with_overlay(&self, inode: Inode) -> Result<Attr> {
-        match self.opens.get(inode.ino) {
-            Some(open) => open.overlay(inode),
-            None => Ok(Attr::from(inode)),
+        let open = self.opens.get(inode.ino);
+        self.show(inode, open.as_ref())
+    }
+
+    fn show(&self, mut inode: Inode, open: Option<&Arc<OpenInode>>) -> Result<Attr> {
+        let Some(file) = open.and_then(|o| o.spool_file()) else {
+            let blocks = self.blocks_on_disk(&inode);
+            let attr = Attr::from(inode);
+            return Ok(Attr {
+                blocks: blocks.unwrap_or(attr.blocks),
+                ..attr
+            });
+        };
+        let meta = file.metadata()?;
+        overlay(&mut inode, &meta);
+        Ok(Attr {
+            blocks: meta.blocks(),
+            volatile: self.spool.is_backing(inode.ino),
+            inode,
+        })
+    }
+
+    /// What a closed file takes on this disk, if it is here and so large that holes are worth a look.
+    fn blocks_on_disk(&self, inode: &Inode) -> Option<u64> {
+        if inode.size < HOLES_FROM_BYTES {
+            return None;
         }
+        let path = match &inode.body {
+            Body::Stored { hash, .. } => self.sealed.path(hash),
+            Body::Pending { .. } => {
+                let (_, generation) = self.spool.stage(inode.ino)?;
+                self.spool.path(inode.ino, generation)
+            }
+            Body::Empty => return None,
+        };
+        std::fs::metadata(path).ok().map(|meta| meta.blocks())
     }
 }

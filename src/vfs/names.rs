@@ -8,6 +8,7 @@ use crate::content::disk;
 use crate::tree::op::{Bytes, RenameMode};
 use crate::tree::{Applied, Commitment, Dentry, Inode, Op, Origin, TreeError};
 use crate::types::{Ino, Time};
+use crate::windows;
 
 /// A new inode that is no regular file.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +45,18 @@ impl AttrChange {
             || self.gid.is_some()
             || self.atime.is_some()
             || self.mtime.is_some()
+    }
+
+    /// Does it to an inode that the namespace no longer has.
+    fn apply(&self, inode: &mut Inode) {
+        if let Some(mode) = self.mode {
+            inode.mode = inode.kind() | (mode & 0o7777);
+        }
+        inode.uid = self.uid.unwrap_or(inode.uid);
+        inode.gid = self.gid.unwrap_or(inode.gid);
+        inode.atime = self.atime.unwrap_or(inode.atime);
+        inode.mtime = self.mtime.unwrap_or(inode.mtime);
+        inode.ctime = Time::now();
     }
 }
 
@@ -155,7 +168,9 @@ impl Vfs {
             mode,
             now: Time::now(),
         };
-        self.op(op).await.map(drop)
+        self.op(op).await?;
+        windows::RENAME.passed();
+        Ok(())
     }
 
     /// The target of a symbolic link.
@@ -183,6 +198,17 @@ impl Vfs {
             .collect()
     }
 
+    /// Somebody has a directory open: it keeps its attributes until it is closed, even when it is removed. Each call
+    /// needs one [`Vfs::release_dir`].
+    pub fn open_dir(&self, ino: Ino) {
+        self.opens.join(ino);
+    }
+
+    /// One open directory less.
+    pub fn release_dir(&self, ino: Ino) {
+        self.opens.leave(ino);
+    }
+
     /// The directory that holds directory `ino`.
     pub fn parent_of(&self, ino: Ino) -> Result<Ino> {
         Ok(self.tree.read(|q| q.inode(ino))?.parent.unwrap_or(ino))
@@ -194,13 +220,22 @@ impl Vfs {
     }
 
     /// Changes attributes, and the length when it is given.
-    pub async fn setattr(&self, caller: Caller, ino: Ino, change: AttrChange) -> Result<Attr> {
+    pub async fn setattr(&self, caller: Caller, ino: Ino, mut change: AttrChange) -> Result<Attr> {
         if let Some(size) = change.size {
             self.truncate(caller, ino, size).await?;
+            if !change.changes_inode() {
+                return self.attr(ino);
+            }
         }
-        if !change.changes_inode() {
-            return self.attr(ino);
+        let changes_owner = change.uid.is_some() || change.gid.is_some();
+        if change.mode.is_none() && (changes_owner || !change.changes_inode()) {
+            change.mode = self.mode_after(caller, ino, changes_owner)?;
         }
+        self.change_attributes(ino, change).await
+    }
+
+    /// Changes attributes as they are given.
+    pub(super) async fn change_attributes(&self, ino: Ino, change: AttrChange) -> Result<Attr> {
         let open = self.opens.get(ino);
         if let Some(open) = &open
             && self.change_unnamed(open, &change)
@@ -233,21 +268,33 @@ impl Vfs {
             {
                 self.attr(ino)
             }
+            (Err(VfsError::Tree(TreeError::NotFound)), None)
+                if self.opens.change_departed(ino, |inode| change.apply(inode)) =>
+            {
+                self.attr(ino)
+            }
             (Err(e), _) => Err(e),
         }
     }
 
+    /// The permissions after a chown(2). The kernel asks for a change of nothing when that leaves both owners, and before a
+    /// write by somebody who may not keep the set-id bits, also one who was given the descriptor. All of them move the change
+    /// time; the chown(2) that leaves both owners clears the bits only for those who could change the permissions.
+    fn mode_after(&self, caller: Caller, ino: Ino, changes_owner: bool) -> Result<Option<u32>> {
+        let inode = self.attr(ino)?.inode;
+        let mode = caller.mode_without_ids(&inode);
+        if mode == inode.mode {
+            return Ok(None);
+        }
+        let is_owner = caller.uid == 0 || caller.uid == inode.uid;
+        if !changes_owner && !is_owner && !self.opens.is_open_for_writing(ino) {
+            return Err(TreeError::NotPermitted.into());
+        }
+        Ok(Some(mode))
+    }
+
     fn change_unnamed(&self, open: &Arc<OpenInode>, change: &AttrChange) -> bool {
-        let changed = open.change_gone(|inode| {
-            if let Some(mode) = change.mode {
-                inode.mode = inode.kind() | (mode & 0o7777);
-            }
-            inode.uid = change.uid.unwrap_or(inode.uid);
-            inode.gid = change.gid.unwrap_or(inode.gid);
-            inode.atime = change.atime.unwrap_or(inode.atime);
-            inode.mtime = change.mtime.unwrap_or(inode.mtime);
-            inode.ctime = Time::now();
-        });
+        let changed = open.change_gone(|inode| change.apply(inode));
         if changed && let (Some(file), Some(mtime)) = (open.spool_file(), change.mtime) {
             // Nobody will see it under a name again; a failure here is shown by the next stat only.
             let _ = disk::set_mtime(&file, mtime);

@@ -3,8 +3,9 @@
 use std::os::unix::ffi::OsStrExt;
 
 use super::{Result, Vfs};
-use crate::backend::FileRecord;
+use crate::backend::{FileRecord, Load};
 use crate::content::spool::Stage;
+use crate::tree::conflicts::ConflictCopy;
 use crate::tree::{self, Content, Op, Origin, TreeError};
 use crate::types::{ContentHash, Ino, Status, Time};
 
@@ -21,55 +22,101 @@ pub struct FileStatus {
     pub hash: Option<ContentHash>,
     /// `writing`, or a [`Status`] word.
     pub word: &'static str,
-    /// Why storing it failed last time.
+    /// What is wrong with it.
     pub error: Option<String>,
+    /// Trying again does not help: its bytes are not on this machine's disk, or are damaged there.
+    pub lost: bool,
+}
+
+impl FileStatus {
+    fn new(hash: Option<ContentHash>, status: Status) -> FileStatus {
+        FileStatus {
+            hash,
+            word: status.as_str(),
+            error: None,
+            lost: false,
+        }
+    }
+
+    fn lost(hash: Option<ContentHash>, why: String) -> FileStatus {
+        FileStatus {
+            error: Some(why),
+            lost: true,
+            ..FileStatus::new(hash, Status::Failed)
+        }
+    }
 }
 
 impl Vfs {
     /// Where the file `ino` stands.
     pub fn file_status(&self, ino: Ino) -> Result<FileStatus> {
-        if let Some((stage, progress)) = self.spool.progress(ino) {
-            match stage {
-                Stage::Writing => {
-                    return Ok(FileStatus {
-                        hash: None,
-                        word: "writing",
-                        error: None,
-                    });
-                }
-                Stage::Sealed | Stage::Publishing => {
-                    return Ok(FileStatus {
-                        hash: progress.hash,
-                        word: progress.status.as_str(),
-                        error: progress.error,
-                    });
-                }
-                Stage::Kept => {}
+        let mut before = None;
+        loop {
+            if let Some(status) = self.status_in_spool(ino) {
+                return Ok(status);
             }
+            let gone = self.opens.get(ino).and_then(|o| o.gone());
+            let is_gone = gone.is_some();
+            let inode = match gone {
+                Some(gone) => gone,
+                None => self.tree.read(|q| q.inode(ino))?,
+            };
+            if !inode.is_file() {
+                return Err(TreeError::NoAttribute.into());
+            }
+            let (status, missing) = self.status_in_tree(&inode)?;
+            // What is missing may only have moved on between two looks. Nothing is promised of a file without a name.
+            let Some(why) = missing.filter(|_| !is_gone) else {
+                return Ok(status);
+            };
+            let seen = (inode.generation, inode.body);
+            if before.as_ref() == Some(&seen) {
+                return Ok(FileStatus::lost(status.hash, why));
+            }
+            before = Some(seen);
         }
-        let inode = match self.opens.get(ino).and_then(|o| o.gone()) {
-            Some(gone) => gone,
-            None => self.tree.read(|q| q.inode(ino))?,
-        };
-        if !inode.is_file() {
-            return Err(TreeError::NoAttribute.into());
+    }
+
+    fn status_in_spool(&self, ino: Ino) -> Option<FileStatus> {
+        let (stage, progress) = self.spool.progress(ino)?;
+        match stage {
+            Stage::Writing => Some(FileStatus {
+                word: "writing",
+                ..FileStatus::new(None, Status::Queued)
+            }),
+            Stage::Sealed if self.spool.is_missing(ino) => {
+                Some(FileStatus::lost(progress.hash, missing_in_spool()))
+            }
+            Stage::Sealed | Stage::Publishing => Some(FileStatus {
+                error: progress.error,
+                ..FileStatus::new(progress.hash, progress.status)
+            }),
+            Stage::Kept => None,
         }
-        let (hash, status) = match inode.body {
-            tree::Body::Empty => (Some(ContentHash(EMPTY_HASH)), Status::Done),
-            tree::Body::Pending { .. } => (None, Status::Queued),
-            tree::Body::Stored { hash, duplicate } => (
-                Some(hash),
-                if duplicate {
-                    Status::Duplicate
-                } else {
-                    Status::Done
-                },
+    }
+
+    /// Where a file stands that is not in the spool, and why its bytes cannot be had, if they are not where they should be.
+    fn status_in_tree(&self, inode: &tree::Inode) -> Result<(FileStatus, Option<String>)> {
+        Ok(match &inode.body {
+            tree::Body::Empty => (
+                FileStatus::new(Some(ContentHash(EMPTY_HASH)), Status::Done),
+                None,
             ),
-        };
-        Ok(FileStatus {
-            hash,
-            word: status.as_str(),
-            error: None,
+            tree::Body::Pending { node, .. } => (
+                FileStatus::new(None, Status::Queued),
+                (*node == self.node && !self.ingest.is_to_be_undone(inode.ino))
+                    .then(missing_in_spool),
+            ),
+            tree::Body::Stored { hash, duplicate } => {
+                let status = match duplicate {
+                    true => Status::Duplicate,
+                    false => Status::Done,
+                };
+                (
+                    FileStatus::new(Some(*hash), status),
+                    self.sealed.damage(hash, inode.size)?,
+                )
+            }
         })
     }
 
@@ -77,18 +124,54 @@ impl Vfs {
     pub async fn content_status(&self, hash: &ContentHash) -> Result<Option<FileRecord>> {
         let stored = self.tree.read(|q| q.content(hash))?;
         if let Some(content) = stored {
-            return Ok(content
-                .unreferenced_at
-                .is_none()
-                .then(|| record_of(content)));
+            return match content.unreferenced_at {
+                None => Ok(Some(self.record_of(content)?)),
+                Some(_) => Ok(None),
+            };
         }
-        Ok(self.ingest.records().get(hash).await?)
+        let records = self.ingest.records();
+        let Some(record) = records.get(hash).await? else {
+            return Ok(None);
+        };
+        let on_its_way = record.node != self.node
+            || record.status >= Status::Done
+            || !self.spool.with_hash(hash).is_empty()
+            || self.tree.read(|q| q.content(hash))?.is_some();
+        if !on_its_way {
+            // Its file went before it was stored.
+            records.remove(hash).await?;
+        }
+        Ok(on_its_way.then_some(record))
     }
 
     /// A page of the stored contents that files have, in the order of their hashes.
     pub fn contents(&self, after: Option<&ContentHash>, limit: usize) -> Result<Vec<FileRecord>> {
         let contents = self.tree.scan(|q| q.contents(after, limit))?;
-        Ok(contents.into_iter().map(record_of).collect())
+        contents.into_iter().map(|c| self.record_of(c)).collect()
+    }
+
+    fn record_of(&self, content: Content) -> Result<FileRecord> {
+        let mut error = self.sealed.damage(&content.hash, content.size)?;
+        if error.is_some() {
+            // It may just have been removed with its last file.
+            error = error.filter(|_| self.content(&content.hash).is_ok_and(|c| c.is_some()));
+        }
+        Ok(FileRecord {
+            hash: content.hash,
+            filename: String::from_utf8_lossy(&content.filename).into_owned(),
+            size: content.size,
+            status: match error {
+                Some(_) => Status::Failed,
+                None => Status::Done,
+            },
+            worker: Some(content.worker),
+            node: content.node,
+            uploaded_at: content.uploaded_at,
+            started_at: Some(content.started_at),
+            done_at: Some(content.done_at),
+            fence: 0,
+            error,
+        })
     }
 
     /// The stored content `hash`, if a file has it.
@@ -97,17 +180,39 @@ impl Vfs {
         Ok(content.filter(|c| c.unreferenced_at.is_none()))
     }
 
-    /// The paths of the files with this content, below the root, at most `limit` files.
-    pub fn paths_of(&self, hash: &ContentHash, limit: usize) -> Result<Vec<String>> {
+    /// The files with this content, with at most `limit` of their paths below the root.
+    pub fn holders_of(&self, hash: &ContentHash, limit: usize) -> Result<Holders> {
         Ok(self.tree.scan(|q| {
+            let (files, names) = q.references(hash)?;
             let mut paths = Vec::new();
             for ino in q.files_of(hash, limit)? {
-                for path in q.paths_of(ino, limit)? {
+                if paths.len() == limit {
+                    break;
+                }
+                for path in q.paths_of(ino, limit - paths.len())? {
                     paths.push(String::from_utf8_lossy(&path).into_owned());
                 }
             }
-            Ok(paths)
+            Ok(Holders {
+                files,
+                names,
+                paths,
+            })
         })?)
+    }
+
+    /// The contents that no file has, at most `limit`, the oldest first; and of all that are so since `before` the number
+    /// and the bytes.
+    pub fn unreferenced(&self, before: Time, limit: usize) -> Result<(Vec<Content>, (u64, u64))> {
+        Ok(self.tree.scan(|q| {
+            let contents = q.unreferenced(Time(i64::MAX), limit)?;
+            Ok((contents, q.unreferenced_totals(before)?))
+        })?)
+    }
+
+    /// The names of what was kept aside when machines had worked apart, at most `limit`.
+    pub fn conflicts(&self, limit: usize) -> Result<Vec<ConflictCopy>> {
+        Ok(self.tree.scan(|q| q.conflicts(limit))?)
     }
 
     /// Takes every name from every file with this content. Returns how many names went; 0 when no file had it.
@@ -159,11 +264,37 @@ impl Vfs {
         })
     }
 
+    /// How far this node has come, and what waits here.
+    pub fn node_load(&self) -> Result<Load> {
+        let (_, waiting) = self.spool.counts();
+        Ok(Load {
+            applied: self.tree.applied()?.0,
+            waiting_files: waiting as u64,
+            waiting_changes: self.tree.waiting()?,
+        })
+    }
+
+    /// How many changes wait for the shared log to come back.
+    pub fn waiting_changes(&self) -> Result<u64> {
+        Ok(self.tree.waiting()?)
+    }
+
     /// The free and total space of the disk below, as statvfs(3) reports it.
     pub fn statfs(&self) -> Result<rustix::fs::StatVfs> {
         let dir = self.spool.dir();
         rustix::fs::statvfs(dir.as_os_str().as_bytes()).map_err(|e| std::io::Error::from(e).into())
     }
+}
+
+/// Who has a content.
+#[derive(Clone, Debug)]
+pub struct Holders {
+    /// How many files.
+    pub files: u64,
+    /// How many names these have.
+    pub names: u64,
+    /// Their paths below the root, as far as asked for.
+    pub paths: Vec<String>,
 }
 
 /// Numbers for the status page.
@@ -182,18 +313,6 @@ pub struct Counts {
     pub totals: tree::Totals,
 }
 
-fn record_of(content: Content) -> FileRecord {
-    FileRecord {
-        hash: content.hash,
-        filename: String::from_utf8_lossy(&content.filename).into_owned(),
-        size: content.size,
-        status: Status::Done,
-        worker: Some(content.worker),
-        node: content.node,
-        uploaded_at: content.uploaded_at,
-        started_at: Some(content.started_at),
-        done_at: Some(content.done_at),
-        fence: 0,
-        error: None,
-    }
+fn missing_in_spool() -> String {
+    "it was closed, is not stored, and is missing in the spool: write it again, or put its spool file back and mount anew".into()
 }

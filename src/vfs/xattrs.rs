@@ -10,6 +10,10 @@ use crate::types::{Ino, Time};
 pub const SHA256: &[u8] = b"user.oncefs.sha256";
 /// Where the file stands: `writing`, `queued`, `processing`, `failed`, `done` or `duplicate`.
 pub const STATUS: &[u8] = b"user.oncefs.status";
+/// What is wrong with a file that is `failed`; there only then.
+pub const ERROR: &[u8] = b"user.oncefs.error";
+/// The same where trying again does not help, because the bytes are gone or damaged. Not listed.
+pub const LOST: &[u8] = b"user.oncefs.lost";
 /// On the root only, and not listed: the data directory of the daemon that serves this mount.
 pub const DATA_DIR: &[u8] = b"user.oncefs.data_dir";
 
@@ -41,6 +45,11 @@ impl Vfs {
                 None => Err(TreeError::NoAttribute.into()),
             },
             STATUS => Ok(self.file_status(ino)?.word.as_bytes().to_vec()),
+            ERROR | LOST => {
+                let status = self.file_status(ino)?;
+                let error = status.error.filter(|_| status.lost || name == ERROR);
+                Ok(error.ok_or(TreeError::NoAttribute)?.into_bytes())
+            }
             DATA_DIR if ino == Ino::ROOT => {
                 let spool = self.spool.dir();
                 let dir = spool.parent().unwrap_or(spool);
@@ -55,8 +64,12 @@ impl Vfs {
         let mut names = self.tree.read(|q| q.xattr_names(ino))?;
         if self.attr(ino)?.inode.is_file() {
             names.push(STATUS.to_vec());
-            if self.file_status(ino)?.hash.is_some() {
+            let status = self.file_status(ino)?;
+            if status.hash.is_some() {
                 names.push(SHA256.to_vec());
+            }
+            if status.error.is_some() {
+                names.push(ERROR.to_vec());
             }
         }
         Ok(names

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use futures_util::{AsyncReadExt, TryStreamExt};
 use mongodb::bson::{Document, doc};
 
 use crate::Cluster;
-use crate::common::files::{bytes, disk_usage, sha256, write_closed, xattr};
+use crate::common::files::{bytes, close, disk_usage, sha256, write_closed, xattr};
+use crate::common::mount::oncefs_ended;
 use crate::common::run::becomes;
 
 const SOON: Duration = Duration::from_secs(2);
@@ -254,10 +256,69 @@ fn a_small_cache_is_filled_again() {
     });
 }
 
+#[test]
+fn a_damaged_cache_file_is_fetched_again() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let contents = [bytes(1, 5000), bytes(2, 900_000)];
+    for (n, content) in contents.iter().enumerate() {
+        write_closed(&a.at(format!("f{n}")), content).unwrap();
+    }
+    a.wait_stored();
+    let cached = |content: &[u8]| {
+        let hash = sha256(content);
+        b.data().join("content").join(&hash[..2]).join(hash)
+    };
+    let damage = || {
+        for (n, content) in contents.iter().enumerate() {
+            let mut wrong = content.clone();
+            wrong[4000 + n] ^= 1;
+            fs::set_permissions(cached(content), fs::Permissions::from_mode(0o600)).unwrap();
+            fs::write(cached(content), wrong).unwrap();
+        }
+    };
+    for (n, content) in contents.iter().enumerate() {
+        arrives(&b.at(format!("f{n}")), content.len() as u64);
+        assert!(fs::read(b.at(format!("f{n}"))).unwrap() == *content);
+    }
+    b.stop();
+    damage();
+    b.remount();
+    for (n, content) in contents.iter().enumerate() {
+        assert!(fs::read(b.at(format!("f{n}"))).unwrap() == *content, "f{n}");
+    }
+    assert_eq!(b.health()["damaged"], 2);
+    assert_eq!(b.health()["cache"]["fetches"], 2);
+    // Also when it is to be written to.
+    b.stop();
+    damage();
+    b.remount();
+    for (n, content) in contents.iter().enumerate() {
+        let mut file = File::options()
+            .append(true)
+            .open(b.at(format!("f{n}")))
+            .unwrap();
+        file.write_all(b"more").unwrap();
+        close(file).unwrap();
+        assert!(fs::read(b.at(format!("f{n}"))).unwrap() == [&content[..], b"more"].concat());
+    }
+    b.wait_stored();
+    // It is a copy only, so fsck can remove it.
+    b.stop();
+    damage();
+    let ended = oncefs_ended(["fsck", "--data", "-y", b.data().to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(contents.iter().all(|content| !cached(content).exists()));
+    let ended = oncefs_ended(["fsck", "--data", b.data().to_str().unwrap()]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    b.remount();
+    assert!(!b.data().join("quarantine").exists());
+}
+
 /// A reader that waits for content which a dead node still has holds up nobody else on its machine.
 #[test]
 fn regression_a_waiting_reader_does_not_keep_changes_from_being_seen() {
-    let cluster = Cluster::shared();
+    let cluster = Cluster::shared().without_peers();
     let (a, b, c) = (cluster.node(), cluster.node(), cluster.node());
     write_closed(&a.at("f"), &bytes(1, 30_000_000)).unwrap();
     a.kill9();
@@ -265,7 +326,15 @@ fn regression_a_waiting_reader_does_not_keep_changes_from_being_seen() {
     fs::create_dir(c.at("d")).unwrap();
     becomes(SOON, true, || b.at("d").exists());
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| fs::read(b.at("f")));
+        // Each time until the deadline of a read.
+        let reader = scope.spawn(|| {
+            loop {
+                match fs::read(b.at("f")) {
+                    Err(e) if e.raw_os_error() == Some(libc::EIO) => {}
+                    read => break read.unwrap(),
+                }
+            }
+        });
         std::thread::sleep(Duration::from_millis(300));
         let killed_too = bytes(2, 30_000_000);
         write_closed(&c.at("f"), &killed_too).unwrap();
@@ -277,8 +346,33 @@ fn regression_a_waiting_reader_does_not_keep_changes_from_being_seen() {
         fs::rename(a.at("d"), a.at("e")).unwrap();
         becomes(SOON, false, || b.at("d").exists());
         c.remount();
-        let _ = reader.join().unwrap();
+        assert!(reader.join().unwrap() == killed_too);
         c.wait_stored();
         assert!(fs::read(b.at("f")).unwrap() == killed_too);
     });
+}
+
+/// The store has lost an object, by hand or by an older copy of it that was restored: whoever closes the same content again
+/// brings it back, for all files that have it.
+#[test]
+fn regression_what_the_store_lost_is_stored_again() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let content = bytes(77, 300_000);
+    write_closed(&a.at("f"), &content).unwrap();
+    a.wait_stored();
+    let hash = sha256(&content);
+    cluster.ask(async |db| {
+        let files = db.collection::<Document>("fs.files");
+        let lost = files.find_one_and_delete(doc! { "filename": &hash }).await;
+        let id = lost.unwrap().unwrap().get_object_id("_id").unwrap();
+        let chunks = db.collection::<Document>("fs.chunks");
+        chunks.delete_many(doc! { "files_id": id }).await.unwrap();
+    });
+    write_closed(&a.at("again"), &content).unwrap();
+    a.wait_stored();
+    arrives(&b.at("again"), content.len() as u64);
+    for name in ["f", "again"] {
+        assert!(fs::read(b.at(name)).unwrap() == content, "{name}");
+    }
 }

@@ -7,10 +7,23 @@
 mod common;
 
 mod contents;
+mod daemons;
+mod exactly_once;
+mod import;
+mod load;
+mod locks;
+mod matrix;
+mod merges;
 mod names;
 mod outages;
+mod peers;
+mod races;
+mod replica_sets;
+mod secure;
+mod small_disk;
 
 use common::mount::{Mount, Place};
+use common::net::Machine;
 use common::servers::{Etcd, Mongod, fresh_database, shared_etcd, shared_mongod};
 
 /// A tree of its own in the servers.
@@ -27,11 +40,15 @@ impl Cluster {
     }
 
     fn of(etcd: &Etcd, mongod: &Mongod) -> Cluster {
+        Cluster::at(&etcd.uri(), mongod.uri())
+    }
+
+    /// In the servers at these addresses.
+    fn at(etcd: &str, mongodb: String) -> Cluster {
         let database = fresh_database();
-        let mongodb = mongod.uri();
-        let options = ["--mongodb", &mongodb, "--etcd", &etcd.uri()]
+        let options = ["--mongodb", &mongodb, "--etcd", etcd]
             .into_iter()
-            .chain(["--database", &database])
+            .chain(["--database", &database, "--peer", "127.0.0.1:0"])
             .map(str::to_owned)
             .collect();
         Cluster {
@@ -39,6 +56,13 @@ impl Cluster {
             database,
             mongodb,
         }
+    }
+
+    /// The same, but its nodes give nothing to each other.
+    fn without_peers(mut self) -> Cluster {
+        let at = self.options.iter().position(|o| o == "--peer").unwrap();
+        self.options.drain(at..at + 2);
+        self
     }
 
     /// One more node, with an empty data directory.
@@ -49,6 +73,12 @@ impl Cluster {
     fn node_with(&self, more: &[&str]) -> Mount {
         let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
         Mount::start_at(Place::new(), &[&options, more].concat())
+    }
+
+    /// One on a machine of its own.
+    fn node_on(&self, machine: &Machine) -> Mount {
+        let options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        Mount::start_on(Some(machine.clone()), Place::new(), &options)
     }
 
     /// Asks the database as any program could.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::Cluster;
 use crate::common::files::{bytes, sha256, write_closed, xattr};
+use crate::common::http::get;
+use crate::common::mount::Mount;
 use crate::common::run::becomes;
 use crate::common::servers::{Etcd, Mongod, shared_mongod};
 
@@ -79,37 +81,65 @@ fn reads_go_on_without_mongodb_and_writes_come_back() {
         becomes(SOON, false.into(), || m.health()["mongo"].clone());
     }
     assert!(fs::read(a.at("pending")).unwrap() == pending);
-    // What is acknowledged now must not be lost; a refusal must come in time.
-    let during: Vec<(String, bool)> = std::thread::scope(|scope| {
-        let tries: Vec<_> = (0..3)
-            .map(|n| {
-                let (path, name) = (a.at(format!("during{n}")), format!("during{n}"));
-                scope.spawn(move || {
-                    let ok = within_deadline("a write", || write_closed(&path, b"during").is_ok());
-                    (name, ok)
-                })
-            })
-            .collect();
-        tries.into_iter().map(|t| t.join().unwrap()).collect()
+    // On both sides, and one name on both.
+    for n in 0..3 {
+        let write = || write_closed(&a.at(format!("during{n}")), b"during").unwrap();
+        within_deadline("a write", write);
+        assert_eq!(fs::read(a.at(format!("during{n}"))).unwrap(), b"during");
+    }
+    write_closed(&a.at("both"), b"of a").unwrap();
+    within_deadline("a write", || {
+        write_closed(&b.at("both"), b"of b").unwrap();
     });
+    fs::rename(a.at("during2"), a.at("moved")).unwrap();
+    fs::remove_file(a.at("during1")).unwrap();
+    assert!(a.health()["waiting_changes"].as_u64().unwrap() > 0);
+    // Also over a new start, with the database still away.
+    a.kill9();
+    a.remount();
+    assert_eq!(fs::read(a.at("moved")).unwrap(), b"during");
+    assert!(fs::read(a.at("cached")).unwrap() == cached);
+    write_closed(&a.at("started-alone"), b"alone").unwrap();
+    assert!(a.health()["waiting_changes"].as_u64().unwrap() > 0);
     mongod.restart();
     becomes(BACK, true.into(), || a.health()["mongo"].clone());
-    // By itself, with no error left behind.
-    let back = Instant::now();
-    while let Err(e) = write_closed(&a.at("after"), b"after") {
-        assert!(back.elapsed() < BACK, "writing does not work again: {e}");
-        std::thread::sleep(Duration::from_millis(200));
+    // By itself, with no error in between.
+    write_closed(&a.at("after"), b"after").unwrap();
+    for m in [&a, &b] {
+        becomes(BACK, 0.into(), || m.health()["waiting_changes"].clone());
     }
     within_deadline("storing", || a.wait_stored());
     becomes(BACK, Some(b"after".to_vec()), || {
         fs::read(b.at("after")).ok()
     });
     assert!(fs::read(b.at("pending")).unwrap() == pending);
-    for (name, acknowledged) in during {
-        if acknowledged {
-            assert_eq!(fs::read(b.at(&name)).unwrap(), b"during", "{name}");
-        }
+    within_deadline("storing", || b.wait_stored());
+    becomes(BACK, Some(b"alone".to_vec()), || {
+        fs::read(b.at("started-alone")).ok()
+    });
+    for (name, there) in [("during0", true), ("during1", false), ("moved", true)] {
+        becomes(BACK, there, || {
+            fs::read(b.at(name)).is_ok_and(|f| f == b"during")
+        });
     }
+    // One of the two has the name, the other lies beside it, and all see the same.
+    let seen = |m: &Mount| {
+        let names = fs::read_dir(m.path()).unwrap();
+        let names = names.map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut both: Vec<String> = names.filter(|n| n.starts_with("both")).collect();
+        both.sort();
+        both
+    };
+    becomes(BACK, true, || {
+        let (of_a, of_b) = (seen(&a), seen(&b));
+        of_a == of_b && of_a.len() == 2 && of_a[1].starts_with("both.conflict-")
+    });
+    let mut kept: Vec<Vec<u8>> = seen(&b)
+        .iter()
+        .map(|n| fs::read(b.at(n)).unwrap())
+        .collect();
+    kept.sort();
+    assert_eq!(kept, [b"of a".to_vec(), b"of b".to_vec()]);
     assert_eq!(
         xattr(&b.at("pending"), "user.oncefs.sha256").unwrap(),
         sha256(&pending)
@@ -129,16 +159,58 @@ fn a_frozen_mongodb_stops_no_reader_for_long() {
     assert_eq!(fs::read(a.at("cached")).unwrap(), b"cached");
     becomes(SOON, false.into(), || a.health()["mongo"].clone());
     let write = || write_closed(&a.at("during"), b"during").is_ok();
-    let acknowledged = within_deadline("a write", write);
+    assert!(within_deadline("a write", write));
     mongod.thaw();
-    let back = Instant::now();
-    while let Err(e) = write_closed(&a.at("after"), b"after") {
-        assert!(back.elapsed() < BACK, "writing does not work again: {e}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    write_closed(&a.at("after"), b"after").unwrap();
     within_deadline("storing", || a.wait_stored());
-    if acknowledged {
-        assert_eq!(fs::read(a.at("during")).unwrap(), b"during");
-    }
+    assert_eq!(fs::read(a.at("during")).unwrap(), b"during");
     assert_eq!(fs::read(a.at("after")).unwrap(), b"after");
+}
+
+/// Each server's failed calls are counted by what was wrong; what was read from this disk, and what was not, as well.
+#[test]
+fn metrics_count_what_failed_and_what_was_here() {
+    let (etcd, mongod) = (Etcd::start(), Mongod::start());
+    let cluster = Cluster::of(&etcd, &mongod);
+    let (a, b) = (cluster.node(), cluster.node());
+    let value = |m: &Mount, name: &str| -> u64 {
+        let text = get(m.api(), "/metrics").body;
+        let text = String::from_utf8(text).unwrap();
+        let line = text.lines().find(|l| l.split(' ').next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no {name} in\n{text}"));
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    };
+    let failed = |m: &Mount, server: &str| -> u64 {
+        let of = |kind| {
+            let labels = format!("{{backend=\"{server}\",kind=\"{kind}\"}}");
+            value(m, &format!("oncefs_backend_errors_total{labels}"))
+        };
+        ["timeout", "unavailable", "refused", "corrupt"]
+            .map(of)
+            .iter()
+            .sum()
+    };
+    let content = bytes(5, 60_000);
+    for name in ["one", "two"] {
+        write_closed(&a.at(name), &content).unwrap();
+    }
+    a.wait_stored();
+    becomes(SOON, true, || {
+        fs::read(b.at("one")).is_ok_and(|f| f == content)
+    });
+    assert_eq!(value(&b, "oncefs_cache_misses_total"), 1);
+    assert_eq!(value(&b, "oncefs_cache_fetches_total"), 1);
+    let hits = value(&b, "oncefs_cache_hits_total");
+    becomes(SOON, true, || {
+        fs::read(b.at("two")).is_ok_and(|f| f == content)
+    });
+    assert!(value(&b, "oncefs_cache_hits_total") > hits);
+    assert_eq!(value(&b, "oncefs_logical_bytes"), 120_000);
+    assert_eq!(value(&b, "oncefs_stored_bytes"), 60_000);
+    let before = [failed(&a, "etcd"), failed(&a, "mongodb")];
+    etcd.kill();
+    mongod.kill();
+    write_closed(&a.at("during"), b"during").unwrap();
+    becomes(SOON, true, || failed(&a, "etcd") > before[0]);
+    becomes(SOON, true, || failed(&a, "mongodb") > before[1]);
 }

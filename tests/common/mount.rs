@@ -20,15 +20,21 @@ use rustix::mount::UnmountFlags;
 use serde_json::Value;
 
 use super::files::{files_below, xattr};
+use super::net::Machine;
 use super::run::{Ended, eventually, run_within};
 use super::servers::spawn_bound_to_process;
 
 const READY: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(30);
+/// Within which a killed daemon usually has ended.
+const KILLED: Duration = Duration::from_secs(5);
 const STORED: Duration = Duration::from_secs(100);
 
 /// A directory for one mount, removed with everything in it, mounts first.
-pub struct Place(PathBuf);
+pub struct Place {
+    dir: PathBuf,
+    mnt: PathBuf,
+}
 
 impl Place {
     /// A new one below the build directory.
@@ -42,39 +48,59 @@ impl Place {
         for part in ["mnt", "data", "work"] {
             fs::create_dir_all(dir.join(part)).unwrap();
         }
-        Place(dir)
+        let mnt = dir.join("mnt");
+        Place { dir, mnt }
+    }
+
+    /// One whose mount point has a short path wherever the build directory is: a socket's path has at most 107 bytes, and
+    /// suites add some 70 of their own.
+    pub fn with_short_mount_point() -> Place {
+        let mut place = Place::new();
+        place.mnt = short_mount_point(&place.dir);
+        fs::create_dir(&place.mnt).unwrap();
+        place
     }
 
     /// The mount point.
     pub fn mnt(&self) -> PathBuf {
-        self.0.join("mnt")
+        self.mnt.clone()
     }
 
     /// The data directory.
     pub fn data(&self) -> PathBuf {
-        self.0.join("data")
+        self.dir.join("data")
     }
 
     /// An empty directory beside the mount.
     pub fn work(&self) -> PathBuf {
-        self.0.join("work")
+        self.dir.join("work")
     }
 
     /// What the daemon logs.
     pub fn log(&self) -> PathBuf {
-        self.0.join("log")
+        self.dir.join("log")
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        clear(&self.0);
+        clear(&self.dir);
     }
 }
 
+/// Where the mount point of the place in this directory is, when it has a short one.
+fn short_mount_point(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    Path::new("/tmp").join(format!("oncefs-{name}"))
+}
+
 fn clear(dir: &Path) {
-    // More than one can lie on top of the other.
-    while rustix::mount::unmount(dir.join("mnt"), UnmountFlags::DETACH).is_ok() {}
+    let short = short_mount_point(dir);
+    for mnt in [&dir.join("mnt"), &short] {
+        // More than one can lie on top of the other.
+        while rustix::mount::unmount(mnt, UnmountFlags::FORCE | UnmountFlags::DETACH).is_ok() {}
+    }
+    let _ = fs::remove_dir(short);
     let _ = fs::remove_dir_all(dir);
 }
 
@@ -91,7 +117,9 @@ fn clear_left_behind(base: &Path) {
 
 /// Whether an oncefs is in the table of mounts at `place`.
 pub fn is_mounted(place: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Others may have mounted something with any name.
+    let table = fs::read("/proc/self/mountinfo").unwrap();
+    let table = String::from_utf8_lossy(&table);
     let place = place.to_str().unwrap();
     table
         .lines()
@@ -100,7 +128,10 @@ pub fn is_mounted(place: &Path) -> bool {
 
 /// The program, with no settings from the environment of the tests.
 pub fn oncefs() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_oncefs"));
+    without_settings(Command::new(env!("CARGO_BIN_EXE_oncefs")))
+}
+
+fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.as_bytes().starts_with(b"ONCEFS_") || name == "RUST_LOG" {
             command.env_remove(name);
@@ -119,6 +150,7 @@ pub fn oncefs_ended<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>
 /// A mount and its daemon.
 pub struct Mount {
     options: Vec<String>,
+    machine: Option<Machine>,
     child: Mutex<Option<Child>>,
     place: Place,
 }
@@ -131,12 +163,18 @@ impl Mount {
 
     /// The same at a place made before.
     pub fn start_at(place: Place, options: &[&str]) -> Mount {
+        Mount::start_on(None, place, options)
+    }
+
+    /// The same on one of a test's machines.
+    pub fn start_on(machine: Option<Machine>, place: Place, options: &[&str]) -> Mount {
         assert!(
             Path::new("/dev/fuse").exists(),
             "there is no /dev/fuse: load the module (modprobe fuse), or give the container --device /dev/fuse --cap-add SYS_ADMIN"
         );
         let mount = Mount {
             options: options.iter().map(|o| o.to_string()).collect(),
+            machine,
             child: Mutex::new(None),
             place,
         };
@@ -177,17 +215,32 @@ impl Mount {
 
     /// Starts the daemon (again) and waits until the mount serves.
     pub fn remount(&self) {
+        assert!(
+            self.try_remount(&[]),
+            "not mounted; the log ends with:\n{}",
+            self.log_tail()
+        );
+    }
+
+    /// The same with these environment variables; false when the daemon ends before the mount serves.
+    pub fn try_remount(&self, environment: &[(&str, &str)]) -> bool {
         let log = File::options()
             .append(true)
             .create(true)
             .open(self.place.log())
             .unwrap();
-        let mut command = oncefs();
+        let mut command = match &self.machine {
+            Some(machine) => {
+                without_settings(machine.command(Path::new(env!("CARGO_BIN_EXE_oncefs"))))
+            }
+            None => oncefs(),
+        };
         command
             .args(["mount", "-f", "--api", "127.0.0.1:0", "--data-dir"])
             .arg(self.place.data())
             .args(&self.options)
             .arg(self.place.mnt())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -198,17 +251,35 @@ impl Mount {
         drop(daemon);
         let deadline = Instant::now() + READY;
         while self.starts() == starts {
-            let ended = self.child.lock().unwrap().as_mut().unwrap().try_wait();
+            let mut child = self.child.lock().unwrap();
+            if child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                *child = None;
+                return false;
+            }
+            drop(child);
             assert!(
-                ended.unwrap().is_none() && Instant::now() < deadline,
-                "not mounted; the log ends with:\n{}",
+                Instant::now() < deadline,
+                "not mounted in time; the log ends with:\n{}",
                 self.log_tail()
             );
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(is_mounted(&self.path()));
+        if !environment.is_empty() {
+            // It may be meant to end at once.
+            return true;
+        }
         let named = xattr(&self.path(), "user.oncefs.data_dir");
         assert_eq!(named.as_deref(), self.data().to_str());
+        true
+    }
+
+    /// Whether the daemon runs.
+    pub fn is_running(&self) -> bool {
+        let mut daemon = self.child.lock().unwrap();
+        daemon
+            .as_mut()
+            .is_some_and(|d| d.try_wait().unwrap().is_none())
     }
 
     /// How often the daemon said that the mount serves.
@@ -251,7 +322,15 @@ impl Mount {
     pub fn kill9(&self) {
         if let Some(mut daemon) = self.child.lock().unwrap().take() {
             let _ = daemon.kill();
-            let _ = daemon.wait();
+            // The kernel may keep it until the next start, or the end of its mount, frees it.
+            let deadline = Instant::now() + KILLED;
+            while daemon.try_wait().unwrap().is_none() {
+                if Instant::now() > deadline {
+                    std::thread::spawn(move || daemon.wait());
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -308,6 +387,7 @@ impl Mount {
         let mut hashes: Vec<String> = files_below(&self.data().join("content"))
             .iter()
             .map(|path| path.file_name().unwrap().to_str().unwrap().to_string())
+            .filter(|name| !name.ends_with(".sums"))
             .collect();
         hashes.sort();
         hashes
@@ -340,7 +420,9 @@ pub struct Background(pub Place);
 impl Drop for Background {
     fn drop(&mut self) {
         let pid = fs::read_to_string(self.0.data().join("lock")).unwrap_or_default();
-        let Ok(pid) = pid.trim().parse() else { return };
+        let Ok(pid) = pid.lines().next().unwrap_or_default().parse() else {
+            return;
+        };
         // Only what really is the daemon of this place.
         let ours = fs::metadata(format!("/proc/{pid}"))
             .is_ok_and(|m| m.uid() == rustix::process::geteuid().as_raw())

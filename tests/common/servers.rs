@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,6 +18,8 @@ use mongodb::bson::{Document, doc};
 use mongodb::options::ClientOptions;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use super::net::Machine;
 
 const READY: Duration = Duration::from_secs(60);
 
@@ -153,10 +155,52 @@ pub fn find_in_path(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// Where a server runs: on this machine, or on one of a test's network.
+#[derive(Clone)]
+pub struct Host(Option<Machine>);
+
+impl Host {
+    /// The machine of the test itself.
+    pub const HERE: Host = Host(None);
+
+    fn address(&self) -> Ipv4Addr {
+        self.0
+            .as_ref()
+            .map_or(Ipv4Addr::LOCALHOST, Machine::address)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        match &self.0 {
+            Some(machine) => machine.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> T {
+        match &self.0 {
+            Some(machine) => machine.run(f),
+            None => f(),
+        }
+    }
+
+    fn listens(&self, port: u16) -> bool {
+        let address = self.address();
+        self.run(move || TcpStream::connect((address, port)).is_ok())
+    }
+}
+
+impl From<&Machine> for Host {
+    fn from(machine: &Machine) -> Host {
+        Host(Some(machine.clone()))
+    }
+}
+
 /// An etcd of one member.
 pub struct Etcd {
     process: Process,
+    host: Host,
     port: u16,
+    scheme: &'static str,
 }
 
 impl Etcd {
@@ -167,15 +211,49 @@ impl Etcd {
 
     /// The same on a port chosen before.
     pub fn start_on(port: u16) -> Etcd {
+        let etcd = Etcd::spawn(Host::HERE, port, "http", Vec::new());
+        etcd.wait();
+        etcd
+    }
+
+    /// The same on one of a test's machines.
+    pub fn start_at(machine: &Machine) -> Etcd {
+        let etcd = Etcd::spawn(machine.into(), 2379, "http", Vec::new());
+        etcd.wait();
+        etcd
+    }
+
+    /// One that speaks TLS to its clients, started with these further options. Waits until it listens, no more.
+    pub fn start_with_tls(options: Vec<String>) -> Etcd {
+        let etcd = Etcd::spawn(Host::HERE, free_port(), "https", options);
+        wait_for("etcd", &etcd.process, || etcd.host.listens(etcd.port));
+        etcd
+    }
+
+    fn spawn(host: Host, port: u16, scheme: &'static str, options: Vec<String>) -> Etcd {
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let set = format!("default={peer}");
+        Etcd::spawn_member(host, port, scheme, ("default", &peer, &set), options)
+    }
+
+    /// One of a set: its name, its address for the others, and all of them.
+    fn spawn_member(
+        host: Host,
+        port: u16,
+        scheme: &'static str,
+        (name, peer, set): (&str, &str, &str),
+        options: Vec<String>,
+    ) -> Etcd {
         let binary = find_in_path("etcd").expect(
             "etcd is not installed: run scripts/test.sh, which installs it (Debian package etcd-server)",
         );
         let dir = fresh_dir("etcd");
         let data = dir.join("data");
-        let peer = format!("http://127.0.0.1:{}", free_port());
-        let client = format!("http://127.0.0.1:{port}");
+        let client = format!("{scheme}://{}:{port}", host.address());
+        let (name, peer, set) = (name.to_owned(), peer.to_owned(), set.to_owned());
+        let at = host.clone();
         let process = Process::start(dir, move || {
-            let mut command = Command::new(&binary);
+            let mut command = at.command(&binary);
             command
                 .arg("--data-dir")
                 .arg(&data)
@@ -183,24 +261,30 @@ impl Etcd {
                 .args(["--advertise-client-urls", &client])
                 .args(["--listen-peer-urls", &peer])
                 .args(["--initial-advertise-peer-urls", &peer])
-                .args(["--initial-cluster", &format!("default={peer}")])
-                .args(["--log-level", "error"]);
+                .args(["--name", &name, "--initial-cluster", &set])
+                .args(["--log-level", "error"])
+                .args(&options);
             command
         });
-        let etcd = Etcd { process, port };
-        etcd.wait();
-        etcd
+        Etcd {
+            process,
+            host,
+            port,
+            scheme,
+        }
     }
 
     fn wait(&self) {
         wait_for("etcd", &self.process, || {
-            http_get(self.port, "/health").is_some_and(|answer| answer.contains("\"true\""))
+            let at = (self.host.address(), self.port);
+            let answer = self.host.run(move || http_get(at, "/health"));
+            answer.is_some_and(|answer| answer.contains("\"true\""))
         });
     }
 
     /// The endpoint for clients.
     pub fn uri(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://{}:{}", self.scheme, self.host.address(), self.port)
     }
 
     /// Stops it from running without closing anything, as a hung machine would.
@@ -224,12 +308,81 @@ impl Etcd {
         self.process.spawn();
         self.wait();
     }
+
+    /// Whether it answers as the leader of its set.
+    fn leads(&self) -> bool {
+        let body = "{}";
+        let request = format!(
+            "POST /v3/maintenance/status HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let Some(answer) = http((self.host.address(), self.port), &request) else {
+            return false;
+        };
+        let json = answer.split("\r\n\r\n").nth(1).unwrap_or_default();
+        let status: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+        let leader = &status["leader"];
+        leader.is_string() && *leader == status["header"]["member_id"]
+    }
 }
 
-fn http_get(port: u16, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+/// An etcd of three members on loopback ports.
+pub struct EtcdSet(Vec<Etcd>);
+
+impl EtcdSet {
+    /// Starts one and waits until it has a leader.
+    pub fn start() -> EtcdSet {
+        let names = ["one", "two", "three"];
+        let peers = names.map(|_| format!("http://127.0.0.1:{}", free_port()));
+        let named = |(name, peer)| format!("{name}={peer}");
+        let set: Vec<String> = names.iter().zip(&peers).map(named).collect();
+        let set = set.join(",");
+        let quick = ["--heartbeat-interval", "100", "--election-timeout", "1000"];
+        let members = names.iter().zip(&peers).map(|(name, peer)| {
+            let quick = quick.map(str::to_owned).to_vec();
+            let own = (*name, peer.as_str(), set.as_str());
+            Etcd::spawn_member(Host::HERE, free_port(), "http", own, quick)
+        });
+        let set = EtcdSet(members.collect());
+        set.leader();
+        set
+    }
+
+    /// The endpoints for clients.
+    pub fn uri(&self) -> String {
+        let uris: Vec<String> = self.0.iter().map(Etcd::uri).collect();
+        uris.join(",")
+    }
+
+    /// The member that leads, as soon as there is one.
+    pub fn leader(&self) -> &Etcd {
+        self.leader_but(None)
+    }
+
+    /// The same among the others than this one, which may be frozen.
+    pub fn leader_but(&self, but: Option<&Etcd>) -> &Etcd {
+        let others = || {
+            self.0
+                .iter()
+                .filter(|e| but.is_none_or(|b| b.port != e.port))
+        };
+        let mut found = None;
+        wait_for("etcd's leader", &self.0[0].process, || {
+            found = others().find(|e| e.leads());
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+fn http_get(at: (Ipv4Addr, u16), path: &str) -> Option<String> {
+    http(at, &format!("GET {path} HTTP/1.0\r\n\r\n"))
+}
+
+fn http(at: (Ipv4Addr, u16), request: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(at).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer)
@@ -238,72 +391,101 @@ fn http_get(port: u16, path: &str) -> Option<String> {
 /// A MongoDB replica set of one member.
 pub struct Mongod {
     process: Process,
+    host: Host,
     port: u16,
 }
 
 impl Mongod {
     /// Starts one and waits until it is primary.
     pub fn start() -> Mongod {
-        let mongod = Mongod::start_with(&["--replSet", "rs0"]);
-        let port = mongod.port;
-        blocking(async move {
-            let admin = connect(port).await.database("admin");
-            let member = doc! { "_id": 0, "host": format!("127.0.0.1:{port}") };
-            let config = doc! { "_id": "rs0", "members": [member] };
-            let initiate = admin.run_command(doc! { "replSetInitiate": config });
-            initiate.await.unwrap();
+        Mongod::spawn(Host::HERE, free_port(), &["--replSet", "rs0"]).initiated()
+    }
+
+    /// The same on one of a test's machines.
+    pub fn start_at(machine: &Machine) -> Mongod {
+        Mongod::spawn(machine.into(), 27017, &["--replSet", "rs0"]).initiated()
+    }
+
+    fn initiated(self) -> Mongod {
+        let at = (self.host.address(), self.port);
+        self.host.run(move || {
+            blocking(async move {
+                let admin = connect(at).await.database("admin");
+                let member = doc! { "_id": 0, "host": format!("{}:{}", at.0, at.1) };
+                let config = doc! { "_id": "rs0", "members": [member] };
+                let initiate = admin.run_command(doc! { "replSetInitiate": config });
+                initiate.await.unwrap();
+            });
         });
-        mongod.wait_for_primary();
-        mongod
+        self.wait_for_primary();
+        self
     }
 
     /// Starts one with these further options and waits until it answers, no more.
-    pub fn start_with(options: &'static [&'static str]) -> Mongod {
+    pub fn start_with(options: &[&str]) -> Mongod {
+        Mongod::spawn(Host::HERE, free_port(), options)
+    }
+
+    fn spawn(host: Host, port: u16, options: &[&str]) -> Mongod {
+        let options: Vec<String> = options.iter().map(|o| o.to_string()).collect();
         let binary = std::env::var_os("ONCEFS_MONGOD")
             .map(PathBuf::from)
             .or_else(|| find_in_path("mongod"))
             .or_else(|| Some(PathBuf::from("/opt/oncefs-test/mongod")))
             .filter(|file| file.is_file())
             .expect("mongod is not installed: run scripts/test.sh, which installs it, or set ONCEFS_MONGOD to its path");
-        let port = free_port();
         let dir = fresh_dir("mongod");
         let data = dir.join("data");
         fs::create_dir_all(&data).unwrap();
+        let at = host.clone();
         let process = Process::start(dir, move || {
-            let mut command = Command::new(&binary);
+            let mut command = at.command(&binary);
+            let address = at.address().to_string();
             command
                 .arg("--dbpath")
                 .arg(&data)
-                .args(["--port", &port.to_string(), "--bind_ip", "127.0.0.1"])
+                .args(["--port", &port.to_string(), "--bind_ip", &address])
                 .args(["--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "64"])
                 .args(["--nounixsocket", "--quiet"])
                 .args(["--setParameter", "diagnosticDataCollectionEnabled=false"])
                 // For fail points.
                 .args(["--setParameter", "enableTestCommands=1"])
-                .args(options);
+                .args(&options);
             command
         });
-        let mongod = Mongod { process, port };
-        wait_for("mongod", &mongod.process, || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
+        let mongod = Mongod {
+            process,
+            host,
+            port,
+        };
+        wait_for("mongod", &mongod.process, || mongod.host.listens(port));
         mongod
     }
 
     fn wait_for_primary(&self) {
-        let port = self.port;
-        wait_for("mongod's primary", &self.process, || {
+        wait_for("mongod's primary", &self.process, || self.is_primary());
+    }
+
+    fn is_primary(&self) -> bool {
+        self.says("isWritablePrimary")
+    }
+
+    /// Whether this field of its `hello` is true.
+    fn says(&self, field: &'static str) -> bool {
+        let at = (self.host.address(), self.port);
+        self.host.run(move || {
             blocking(async move {
-                let admin = connect(port).await.database("admin");
+                let admin = connect(at).await.database("admin");
                 let hello = admin.run_command(doc! { "hello": 1 }).await;
-                hello.is_ok_and(|h: Document| h.get_bool("isWritablePrimary") == Ok(true))
+                hello.is_ok_and(|h: Document| h.get_bool(field) == Ok(true))
             })
-        });
+        })
     }
 
     /// The connection string.
     pub fn uri(&self) -> String {
-        format!("mongodb://127.0.0.1:{}/?replicaSet=rs0", self.port)
+        let address = self.host.address();
+        format!("mongodb://{address}:{}/?replicaSet=rs0", self.port)
     }
 
     /// The port it listens on.
@@ -326,6 +508,20 @@ impl Mongod {
         self.process.kill();
     }
 
+    /// Starts one of a set again on the same port and data.
+    pub fn restart_member(&self) {
+        self.process.kill();
+        self.process.spawn();
+        self.wait_for_member();
+    }
+
+    /// Waits until it is a primary or a secondary.
+    pub fn wait_for_member(&self) {
+        wait_for("a mongod of a set", &self.process, || {
+            self.is_primary() || self.says("secondary")
+        });
+    }
+
     /// Starts it again on the same port and data, and waits until it is primary.
     pub fn restart(&self) {
         self.process.kill();
@@ -334,15 +530,91 @@ impl Mongod {
     }
 }
 
-async fn connect(port: u16) -> mongodb::Client {
-    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true");
+/// A MongoDB replica set of three members on loopback ports, which elects a new primary within a few seconds.
+pub struct MongodSet(Vec<Mongod>);
+
+impl MongodSet {
+    /// Starts one and waits until it has a primary.
+    pub fn start() -> MongodSet {
+        let spawn = |_| Mongod::spawn(Host::HERE, free_port(), &["--replSet", "rs0"]);
+        let set = MongodSet((0..3).map(spawn).collect());
+        let hosts: Vec<String> = set.hosts().collect();
+        let first = (Ipv4Addr::LOCALHOST, set.0[0].port);
+        blocking(async move {
+            let admin = connect(first).await.database("admin");
+            let members = (0i32..).zip(&hosts);
+            let members: Vec<Document> = members
+                .map(|(n, host)| doc! { "_id": n, "host": host })
+                .collect();
+            let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 };
+            let config = doc! { "_id": "rs0", "members": members, "settings": settings };
+            let initiate = admin.run_command(doc! { "replSetInitiate": config });
+            initiate.await.unwrap();
+        });
+        set.primary();
+        for member in &set.0 {
+            member.wait_for_member();
+        }
+        set
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|m| format!("127.0.0.1:{}", m.port))
+    }
+
+    /// The connection string.
+    pub fn uri(&self) -> String {
+        let hosts: Vec<String> = self.hosts().collect();
+        format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
+    }
+
+    /// The member that is primary, as soon as there is one.
+    pub fn primary(&self) -> &Mongod {
+        self.primary_but(None)
+    }
+
+    /// The same among the others than this one, which may be frozen.
+    pub fn primary_but(&self, but: Option<&Mongod>) -> &Mongod {
+        let others = || {
+            self.0
+                .iter()
+                .filter(|m| but.is_none_or(|b| b.port != m.port))
+        };
+        let mut found = None;
+        wait_for("a primary", &self.0[0].process, || {
+            found = others().find(|m| m.is_primary());
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// Waits until `primary` has a write acknowledged by a majority. A member that followed a frozen one notices after
+    /// some seconds only, so this comes later than the election.
+    pub fn wait_for_majority(&self, primary: &Mongod) {
+        let at = (primary.host.address(), primary.port);
+        blocking(async move {
+            let probe = connect(at).await.database("probe");
+            let write = probe.run_command(doc! {
+                "insert": "probe",
+                "documents": [{ "at": mongodb::bson::DateTime::now() }],
+                "writeConcern": { "w": "majority", "j": true },
+            });
+            let limit = Duration::from_secs(60);
+            let written = tokio::time::timeout(limit, write).await;
+            written.expect("no majority acknowledges anything").unwrap();
+        });
+    }
+}
+
+async fn connect((address, port): (Ipv4Addr, u16)) -> mongodb::Client {
+    let uri = format!("mongodb://{address}:{port}/?directConnection=true");
     let mut options = ClientOptions::parse(uri).await.unwrap();
     options.server_selection_timeout = Some(Duration::from_secs(10));
     mongodb::Client::with_options(options).unwrap()
 }
 
 /// Runs `future` on a runtime of its own, wherever the caller is.
-fn blocking<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+pub fn blocking<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     let thread = std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

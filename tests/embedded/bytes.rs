@@ -3,16 +3,15 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::ptr;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::common::files::{self, close, sha256, write_closed, xattr};
+use crate::common::map::Map;
 use crate::common::mount::Mount;
 
 both_ways!(
@@ -165,45 +164,6 @@ fn syncing(m: &Mount) {
     m.wait_stored();
     // Syncing what is only open for reading.
     File::open(m.at("f3")).unwrap().sync_all().unwrap();
-}
-
-/// A mapping of a file, shared.
-pub struct Map(*mut u8, usize);
-
-impl Map {
-    pub fn new(file: &File, len: usize, protection: i32) -> Map {
-        // SAFETY: a new mapping of an open file; nothing else uses the address.
-        let at = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-        Map(at.cast(), len)
-    }
-
-    pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the mapping lives as long as self, and the file is not shortened meanwhile.
-        unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
-    }
-
-    pub fn sync(&self) {
-        // SAFETY: of this very mapping.
-        let synced = unsafe { libc::msync(self.0.cast(), self.1, libc::MS_SYNC) };
-        assert_eq!(synced, 0);
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: of this very mapping, which nobody uses any more.
-        unsafe { libc::munmap(self.0.cast(), self.1) };
-    }
 }
 
 fn mappings(m: &Mount) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::files::{bytes, close, write_closed};
+use crate::common::files::{bytes, close, names, write_closed};
 use crate::common::mount::{Mount, Place, is_mounted, oncefs_ended};
 use crate::common::run::{Ended, needs, run_within};
 
@@ -128,8 +128,28 @@ fn what_cannot_be_mounted_is_refused_in_one_line() {
         &["--mongodb"],
     );
     refused(&mount(&mnt.join("data"), &mnt, &[]), &["data directory"]);
+    // Somebody else's, alive.
+    let place = m.data();
+    refused(
+        &mount(&data, &place, &[]),
+        &["data directory of another mount"],
+    );
+    let below = place.join("tmp");
+    refused(&mount(&data, &below, &[]), &[place.to_str().unwrap()]);
+    let inside = m.at("data");
+    refused(
+        &mount(&inside, &mnt, &[]),
+        &["data directory", "lies in the oncefs mounted at"],
+    );
+    assert!(!inside.exists());
     fs::create_dir(data.join("mnt")).unwrap();
     refused(&mount(&data, &data.join("mnt"), &[]), &["data directory"]);
+    // It is nobody's file there either.
+    refused(&mount(&data, &mnt, &[]), &["is not of an oncefs"]);
+    // Nothing is written where it is refused.
+    assert_eq!(names(&data), ["mnt"]);
+    assert!(!place.join("oncefs.log").exists());
+    fs::remove_dir(data.join("mnt")).unwrap();
     let file = m.work().join("file/x");
     refused(&mount(&file, &mnt, &[]), &["data directory"]);
     refused(

@@ -23,15 +23,21 @@ macro_rules! both_ways {
     )*};
 }
 
+mod agreement;
 mod background;
 mod bytes;
 mod coherence;
+mod commands;
+mod copy_range;
 mod crashes;
 mod dedup;
 mod ending;
 mod gc;
+mod locks;
 mod names;
+mod open_flags;
 mod programs;
 mod promises;
 mod sidecar;
+mod sparse;
 mod user;

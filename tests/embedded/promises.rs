@@ -6,9 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::bytes::Map;
+use crate::common::disk::Disk;
 use crate::common::files::{bytes, close, sha256, write_closed};
-use crate::common::mount::{Mount, Place};
+use crate::common::map::Map;
+use crate::common::mount::{Mount, Place, oncefs_ended};
 use crate::common::run::{becomes, eventually, sh};
 
 both_ways!(
@@ -137,32 +138,10 @@ fn regression_nothing_is_left_of_files_removed_while_they_are_stored(m: &Mount) 
     becomes(SOON, true, || m.contents().len() as u64 == known());
 }
 
-/// A small disk of its own below the data directory.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    fn mount_at(dir: &Path, image: &Path) -> SmallDisk {
-        fs::create_dir_all(dir).unwrap();
-        let script = format!(
-            "truncate -s 100M {0} && mkfs.ext4 -q {0} && mount -o loop {0} {1}",
-            image.display(),
-            dir.display()
-        );
-        sh(Path::new("/"), &script);
-        SmallDisk(dir.to_owned())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        sh(Path::new("/"), &format!("umount -l {}", self.0.display()));
-    }
-}
-
 #[test]
 fn regression_a_full_disk_can_be_listed_emptied_and_mounted() {
     let place = Place::new();
-    let _disk = SmallDisk::mount_at(&place.data(), &place.work().join("disk"));
+    let _disk = Disk::new(&place.data(), &place.work().join("disk"), 100, "mkfs.ext4");
     let m = Mount::start_at(place, &["--gc-grace", "1s"]);
     eventually(Duration::from_secs(20), "space to be set aside", || {
         m.data().join("tree.reserve").exists().then_some(())
@@ -197,4 +176,56 @@ fn regression_a_full_disk_can_be_listed_emptied_and_mounted() {
     });
     assert_eq!(fs::metadata(m.at("again")).unwrap().size(), 1_000_000);
     m.wait_stored();
+}
+
+/// What is of no use to it a start removes, so it must be sure that the directory is its own.
+#[test]
+fn regression_a_directory_with_files_of_others_is_no_data_directory() {
+    let place = Place::new();
+    let theirs = ["important", "tmp/sub/x", "spool/mail", "content/bb/file"];
+    for name in theirs {
+        let path = place.data().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "precious").unwrap();
+    }
+    let refused = oncefs_ended([
+        Path::new("mount"),
+        Path::new("--api=off"),
+        Path::new("--data-dir"),
+        &place.data(),
+        &place.mnt(),
+    ]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains("is not of an oncefs"),
+        "{refused:?}"
+    );
+    for name in theirs {
+        assert_eq!(fs::read(place.data().join(name)).unwrap(), b"precious");
+    }
+}
+
+/// Content whose names are lost waits for them to come back.
+#[test]
+fn regression_content_without_names_is_not_removed() {
+    let m = Mount::start(&[]);
+    write_closed(&m.at("f"), &bytes(1, 5000)).unwrap();
+    m.wait_stored();
+    m.stop();
+    let (tree, journal) = (m.data().join("tree.sqlite"), m.data().join("tree.journal"));
+    let (names, changes) = (fs::read(&tree).unwrap(), fs::read(&journal).unwrap());
+    for empty in [true, false] {
+        fs::remove_file(&journal).unwrap();
+        match empty {
+            true => fs::write(&tree, "").unwrap(),
+            false => fs::remove_file(&tree).unwrap(),
+        }
+        assert!(!m.try_remount(&[]));
+        assert!(m.log().contains("restore it from a backup"));
+        assert_eq!(m.contents(), [sha256(&bytes(1, 5000))]);
+        fs::write(&tree, &names).unwrap();
+        fs::write(&journal, &changes).unwrap();
+    }
+    m.remount();
+    assert!(fs::read(m.at("f")).unwrap() == bytes(1, 5000));
 }

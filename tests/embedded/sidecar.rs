@@ -138,3 +138,17 @@ fn deleting(m: &Mount) {
     assert_eq!(xattr(&m.at("a"), "user.oncefs.sha256").unwrap(), hash);
     assert_eq!(get(api, &format!("/download/{hash}")).code, 200);
 }
+
+#[test]
+fn regression_an_upload_removed_before_it_was_stored_is_not_queued_for_ever() {
+    let m = Mount::start(&[]);
+    m.kill9();
+    assert!(m.try_remount(&[("FAILPOINTS", "lock=return(eio)")]));
+    let api = m.api();
+    let content = bytes(3, 9000);
+    let status = format!("/status/{}", sha256(&content));
+    assert_eq!(upload(api, "", "up", &content).code, 200);
+    becomes(SOON, 200, || get(api, &status).code);
+    fs::remove_file(m.at("up")).unwrap();
+    becomes(SOON, 404, || get(api, &status).code);
+}

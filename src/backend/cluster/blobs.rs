@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use mongodb::bson::oid::ObjectId;
 
 use super::gridfs::{Bucket, Upload, Uploaded};
-use crate::backend::{BackendError, BlobReader, BlobStore, Gate, Put, Result};
+use crate::backend::{BackendError, BlobReader, BlobStore, Gate, Object, Page, Put, Result};
 use crate::types::{BlobId, ContentHash};
 
 /// The cluster's content.
@@ -64,7 +64,30 @@ impl BlobStore for GridFsBlobs {
         }
     }
 
-    async fn sweep(&self, grace: Duration) -> Result<u64> {
-        self.0.sweep(grace).await
+    async fn unfinished(&self, grace: Duration) -> Result<Vec<BlobId>> {
+        let found = self.0.unfinished(grace).await?;
+        Ok(found.iter().map(|id| BlobId(id.to_hex())).collect())
+    }
+
+    async fn published(
+        &self,
+        after: Option<&BlobId>,
+        grace: Duration,
+        limit: usize,
+    ) -> Result<Page> {
+        let after = after.map(parse).transpose()?;
+        let found = self.0.published(after, grace, limit).await?;
+        // What somebody else put into the bucket under another name is not ours to judge.
+        let last = found.last().map(|(id, _)| BlobId(id.to_hex()));
+        let ours = found.into_iter().filter_map(|(id, filename)| {
+            Some(Object {
+                blob: BlobId(id.to_hex()),
+                hash: filename.parse().ok()?,
+            })
+        });
+        Ok(Page {
+            objects: ours.collect(),
+            last,
+        })
     }
 }

@@ -8,11 +8,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, ConnectOptions, Error, LeaseKeepAliveStream, LeaseKeeper};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, Identity, LeaseKeepAliveStream, LeaseKeeper,
+    TlsOptions,
+};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::backend::errors::{ETCD, Failure};
 use crate::backend::{BackendError, Result};
+use crate::config::EtcdTls;
 
 /// The deadline of every call.
 pub(super) const DEADLINE: Duration = Duration::from_secs(2);
@@ -84,7 +89,7 @@ pub(super) struct Etcd {
 
 impl Etcd {
     /// Begins to connect; does not wait for an answer. `Unusable` for addresses that make no sense.
-    pub(super) async fn start(endpoints: &[String], ttl: Duration) -> Result<Etcd> {
+    pub(super) async fn start(endpoints: &[String], tls: &EtcdTls, ttl: Duration) -> Result<Etcd> {
         let (endpoints, user) = split_users(endpoints)?;
         let mut options = ConnectOptions::new()
             .with_connect_timeout(DEADLINE)
@@ -92,6 +97,9 @@ impl Etcd {
             .with_keep_alive(Duration::from_secs(3), Duration::from_secs(3))
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
+        if endpoints.iter().any(|e| e.starts_with("https://")) {
+            options = options.with_tls(tls_options(tls));
+        }
         // Without a user nothing is sent here, so the only errors are bad addresses.
         Client::connect(&endpoints, Some(options.clone()))
             .await
@@ -168,9 +176,17 @@ impl Drop for Etcd {
 pub(super) async fn call<T>(
     call: impl Future<Output = Result<T, Error>>,
 ) -> Result<Result<T, Error>, &'static str> {
-    tokio::time::timeout(DEADLINE, call)
-        .await
-        .map_err(|_| "no answer within 2 s")
+    let answer = tokio::time::timeout(DEADLINE, call).await;
+    match &answer {
+        Ok(Ok(_)) => {}
+        // INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED.
+        Ok(Err(Error::GRpcStatus(e))) if matches!(e.code() as i32, 3 | 7 | 16) => {
+            ETCD.count(Failure::Refused);
+        }
+        Ok(Err(_)) => ETCD.count(Failure::Unavailable),
+        Err(_) => ETCD.count(Failure::Timeout),
+    }
+    answer.map_err(|_| "no answer within 2 s")
 }
 
 impl Shared {
@@ -292,6 +308,17 @@ async fn renew(
     }
 }
 
+fn tls_options(tls: &EtcdTls) -> TlsOptions {
+    let mut options = TlsOptions::new().with_native_roots();
+    if let Some(ca) = &tls.ca {
+        options = TlsOptions::new().ca_certificate(Certificate::from_pem(ca));
+    }
+    match &tls.identity {
+        Some((certificate, key)) => options.identity(Identity::from_pem(certificate, key)),
+        None => options,
+    }
+}
+
 /// A name and a password.
 type User = (String, String);
 
@@ -311,9 +338,9 @@ fn split_users(endpoints: &[String]) -> Result<(Vec<String>, Option<User>)> {
                 host
             }
         };
-        if scheme != "http" {
+        if !matches!(scheme, "http" | "https") {
             return Err(BackendError::Unusable(format!(
-                "etcd endpoint {scheme}://{host}: only http:// is supported"
+                "etcd endpoint {scheme}://{host}: http:// or https:// is expected"
             )));
         }
         plain.push(format!("{scheme}://{}", host.trim_end_matches('/')));
@@ -354,7 +381,7 @@ mod tests {
         let (plain, user) = split_users(&given).unwrap();
         assert_eq!(plain, ["http://h:1", "http://g:2"]);
         assert_eq!(user, Some(("me".to_string(), "p@ss".to_string())));
-        let refused = split_users(&["https://me:secret@h:1".to_string()]).unwrap_err();
+        let refused = split_users(&["ftp://me:secret@h:1".to_string()]).unwrap_err();
         assert!(!refused.to_string().contains("secret"));
     }
 }

@@ -11,7 +11,9 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -33,12 +35,14 @@ use crate::types::ContentHash;
 pub(super) const CHUNK: usize = 255 * 1024;
 /// How many chunks travel in one call: about 4 MiB.
 const BATCH: usize = 16;
+/// A call that takes less could have moved more.
+const QUICK: Duration = Duration::from_millis(250);
 /// How many such calls are under way at once.
 const IN_FLIGHT: usize = 2;
 /// How long a file name that was refused as taken may take to become majority-readable.
 const SETTLE: Duration = Duration::from_secs(5);
-/// An attempt older than this counts its chunks before it publishes; [`Bucket::sweep`] could have met it. Shorter than
-/// any sensible grace.
+/// An attempt older than this counts its chunks before it publishes: they may have been removed as those of a dead one.
+/// That only saves work, since they may also be removed right after.
 const SUSPICIOUS: Duration = Duration::from_secs(60);
 
 /// How an upload ended.
@@ -120,8 +124,8 @@ impl Bucket {
 
     /// Uploads and publishes. `gate` is asked directly before publication.
     ///
-    /// After a definite failure the chunks of this attempt are removed. After an unknown outcome they are left to
-    /// [`Bucket::sweep`]: the files document may still appear, and must then find them.
+    /// After a definite failure the chunks of this attempt are removed. After an unknown outcome they are left as
+    /// [`Bucket::unfinished`]: the files document may still appear, and must then find them.
     pub(super) async fn upload(&self, upload: Upload<'_>, gate: Gate<'_>) -> Result<Uploaded> {
         let id = ObjectId::new();
         let begun = SystemTime::now();
@@ -281,12 +285,20 @@ impl Bucket {
         let bucket = self.clone();
         // Ranges of chunks instead of one cursor: each call has its deadline, the driver may retry it, and a slow
         // reader cannot run into the server's cursor time-out.
-        let bytes = stream::iter((0..count).step_by(BATCH))
-            .map(move |from| {
-                let bucket = bucket.clone();
+        let pace = Arc::new(Pace::default());
+        let asked = pace.clone();
+        let ranges = stream::unfold(0, move |from| {
+            let to = count.min(from + asked.chunks());
+            async move { (from < count).then_some((from..to, to)) }
+        });
+        let bytes = ranges
+            .map(move |range| {
+                let (bucket, pace) = (bucket.clone(), pace.clone());
                 async move {
-                    let to = count.min(from + BATCH as u64);
-                    bucket.read_chunks(id, from..to, length, chunk).await
+                    let begun = Instant::now();
+                    let batch = bucket.read_chunks(id, range, length, chunk).await;
+                    pace.took(begun.elapsed());
+                    batch
                 }
             })
             .buffered(IN_FLIGHT)
@@ -346,13 +358,10 @@ impl Bucket {
         Ok(())
     }
 
-    /// Removes chunks that no files document claims and whose upload shows no sign of life since `grace`. An upload
-    /// counts as alive from the moment its last chunk was made, so a long one is not mistaken for a dead one.
-    pub(super) async fn sweep(&self, grace: Duration) -> Result<u64> {
-        let cutoff = SystemTime::now()
-            .checked_sub(grace)
-            .unwrap_or(SystemTime::UNIX_EPOCH);
-        let oldest_alive = object_id_at(cutoff);
+    /// Uploads whose chunks no files document claims and that show no sign of life since `grace`. An upload counts as
+    /// alive from the moment its last chunk was made, so a long one is not mistaken for a dead one.
+    pub(super) async fn unfinished(&self, grace: Duration) -> Result<Vec<ObjectId>> {
+        let oldest_alive = object_id_at(before_now(grace));
         // The sort lets the server hop along the index from one upload to the next instead of reading every chunk.
         let pipeline = [
             doc! { "$match": { "files_id": { "$lt": oldest_alive } } },
@@ -366,7 +375,7 @@ impl Bucket {
         ];
         let aggregate = self.chunks.aggregate(pipeline);
         let all = async { aggregate.await?.try_collect::<Vec<Document>>().await };
-        let mut swept = 0;
+        let mut dead = Vec::new();
         for candidate in call(BULK, "look for abandoned uploads", all).await? {
             let id = object_id(&candidate, "_id")?;
             let last = self
@@ -379,14 +388,78 @@ impl Bucket {
                 None => true,
                 Some(last) => object_id(last, "_id")? >= oldest_alive,
             };
-            let file = self.files.find_one(doc! { "_id": id });
-            if alive || call(SMALL, "look at an upload", file).await?.is_some() {
-                continue;
+            if !alive && !self.exists(id).await? {
+                dead.push(id);
             }
-            self.delete_chunks(id).await?;
-            swept += 1;
         }
-        Ok(swept)
+        Ok(dead)
+    }
+
+    /// Up to `limit` published files begun longer ago than `grace`, by id, with their names.
+    pub(super) async fn published(
+        &self,
+        after: Option<ObjectId>,
+        grace: Duration,
+        limit: usize,
+    ) -> Result<Vec<(ObjectId, String)>> {
+        let mut range = doc! { "$lt": object_id_at(before_now(grace)) };
+        if let Some(after) = after {
+            range.insert("$gt", after);
+        }
+        let find = self
+            .files
+            .find(doc! { "_id": range })
+            .sort(doc! { "_id": 1 })
+            .limit(limit as i64)
+            .projection(doc! { "filename": 1 });
+        let all = async { find.await?.try_collect::<Vec<Document>>().await };
+        let found = call(LARGE, "list stored files", all).await?;
+        let named = |file: Document| {
+            let name = file.get_str("filename").unwrap_or_default().to_owned();
+            Ok((object_id(&file, "_id")?, name))
+        };
+        found.into_iter().map(named).collect()
+    }
+
+    /// Removes unfinished uploads. Only for a bucket in which a file may lose its bytes: a slow upload can be published
+    /// between the look and the removal.
+    pub(super) async fn sweep(&self, grace: Duration) -> Result<()> {
+        for id in self.unfinished(grace).await? {
+            self.delete_chunks(id).await?;
+        }
+        Ok(())
+    }
+}
+
+fn before_now(grace: Duration) -> SystemTime {
+    SystemTime::now()
+        .checked_sub(grace)
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// How many chunks a reader asks for at a time: few at first and over a slow line, where many would take so long that
+/// nobody could tell whether any come.
+struct Pace(AtomicU64);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace(AtomicU64::new(1))
+    }
+}
+
+impl Pace {
+    fn chunks(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn took(&self, time: Duration) {
+        let now = self.chunks();
+        let next = match time {
+            fast if fast < QUICK => now * 2,
+            slow if slow > 4 * QUICK => now / 2,
+            _ => now,
+        };
+        self.0.store(next.clamp(1, BATCH as u64), Ordering::Relaxed);
     }
 }
 

@@ -98,11 +98,7 @@ impl Locks for EtcdLocks {
                 Err(why) => self.etcd.failed(&why),
             }
         }
-        Ok(HashLock {
-            fence: 0,
-            valid_until: None,
-            _release: Box::new(held),
-        })
+        Ok(HashLock::without(held))
     }
 }
 

@@ -8,7 +8,7 @@
 //! not known here.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,11 +18,12 @@ use mongodb::bson::{Binary, Bson, DateTime, Document, doc};
 use mongodb::change_stream::event::ChangeStreamEvent;
 use mongodb::options::ReturnDocument;
 use mongodb::{Collection, Database};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::gridfs::{Bucket, Upload};
-use super::mongo::{BULK, LARGE, SMALL, call, integer_field};
+use super::mongo::{BULK, LARGE, SMALL, call, check_format, integer_field};
 use crate::backend::{Append, BackendError, BlobReader, LogEntry, Result, TreeLog};
 use crate::types::{NodeId, Seq};
 
@@ -38,10 +39,14 @@ pub(super) struct MongoLog {
     shared: Arc<Shared>,
     nodes: Collection<Document>,
     checkpoints: Bucket,
-    follower: JoinHandle<()>,
+    checkpoint_every: u64,
+    follower: OnceLock<JoinHandle<()>>,
 }
 
 struct Shared {
+    database: Database,
+    /// The tree that must be in the database, when nobody could ask yet whether it is.
+    expected: Mutex<Option<String>>,
     log: Collection<Document>,
     meta: Collection<Document>,
     /// The highest position known to be majority-committed. It only grows.
@@ -50,31 +55,64 @@ struct Shared {
 
 impl Drop for MongoLog {
     fn drop(&mut self) {
-        self.follower.abort();
+        if let Some(follower) = self.follower.get() {
+            follower.abort();
+        }
     }
 }
 
 impl MongoLog {
-    /// Opens the log of `database` and begins to follow it.
-    pub(super) async fn open(database: &Database) -> Result<MongoLog> {
-        let checkpoints = Bucket::new(database, "checkpoints");
-        checkpoints.create_indexes().await?;
-        let shared = Arc::new(Shared {
-            log: database.collection("log"),
-            meta: database.collection("meta"),
-            head: watch::Sender::new(0),
-        });
-        let follower = tokio::spawn(follow(shared.clone()));
-        Ok(MongoLog {
-            shared,
+    /// The log of `database`.
+    pub(super) fn new(database: &Database, checkpoint_every: u64) -> MongoLog {
+        MongoLog {
+            shared: Arc::new(Shared {
+                database: database.clone(),
+                expected: Mutex::default(),
+                log: database.collection("log"),
+                meta: database.collection("meta"),
+                head: watch::Sender::new(0),
+            }),
             nodes: database.collection("nodes"),
-            checkpoints,
-            follower,
-        })
+            checkpoints: Bucket::new(database, "checkpoints"),
+            checkpoint_every,
+            follower: OnceLock::new(),
+        }
+    }
+
+    pub(super) async fn create_indexes(&self) -> Result<()> {
+        self.checkpoints.create_indexes().await
+    }
+
+    /// The server must be asked, before anything else, whether the database holds this tree.
+    pub(super) fn expect(&self, tree: &str) {
+        *self.shared.expected.lock() = Some(tree.to_owned());
+    }
+
+    /// Begins to follow the log.
+    pub(super) fn follow(&self) {
+        self.follower
+            .get_or_init(|| tokio::spawn(follow(self.shared.clone())));
     }
 }
 
 impl Shared {
+    /// Asks once whether this is the tree that the node was started for.
+    async fn is_expected(&self) -> Result<()> {
+        let Some(expected) = self.expected.lock().clone() else {
+            return Ok(());
+        };
+        let found = check_format(&self.database).await?;
+        if found != expected {
+            return Err(BackendError::Unusable(format!(
+                "database {} holds another tree ({found}) than the data directory ({expected}): it was replaced while \
+                 this node was away; start with a new data directory or restore the database",
+                self.database.name()
+            )));
+        }
+        *self.expected.lock() = None;
+        Ok(())
+    }
+
     fn saw(&self, seq: u64) {
         self.head.send_if_modified(|head| {
             let news = seq > *head;
@@ -92,6 +130,7 @@ impl Shared {
     }
 
     async fn head(&self) -> Result<u64> {
+        self.is_expected().await?;
         let find = self
             .log
             .find_one(doc! {})
@@ -136,6 +175,7 @@ impl Shared {
 impl TreeLog for MongoLog {
     async fn append(&self, entry: &LogEntry) -> Result<Append> {
         let shared = &self.shared;
+        shared.is_expected().await?;
         if entry.payload.len() > MAX_PAYLOAD {
             return Err(BackendError::Unusable(format!(
                 "a batch of {} bytes is more than a log entry can hold ({MAX_PAYLOAD})",
@@ -183,6 +223,7 @@ impl TreeLog for MongoLog {
     }
 
     async fn read(&self, from: Seq, limit: usize) -> Result<Vec<LogEntry>> {
+        self.shared.is_expected().await?;
         let find = self
             .shared
             .log
@@ -224,6 +265,7 @@ impl TreeLog for MongoLog {
     }
 
     async fn register(&self, node: &NodeId) -> Result<u32> {
+        self.shared.is_expected().await?;
         let find = || self.nodes.find_one(doc! { "_id": &node.0 });
         let mut known = call(SMALL, "look up this node", find()).await?;
         if known.is_none() {
@@ -303,6 +345,10 @@ impl TreeLog for MongoLog {
         }
         let text = "checkpoints are replaced faster than they can be opened";
         Err(BackendError::Unavailable(text.to_string()))
+    }
+
+    fn checkpoint_every(&self) -> u64 {
+        self.checkpoint_every
     }
 
     async fn trim(&self, seq: Seq) -> Result<()> {

@@ -9,49 +9,35 @@ use async_trait::async_trait;
 use etcd_client::{GetOptions, PutOptions};
 use mongodb::Database;
 use mongodb::bson::doc;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::etcd::{Etcd, call};
-use crate::backend::{BackendError, Health, Member, Membership, Result};
+use crate::backend::{Health, Load, Member, Membership, Result};
 
 /// The longest time that a key which could not be written stays so after etcd is back.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// The cluster's membership.
-pub(super) struct EtcdMembership {
+/// The members as etcd knows them.
+#[derive(Clone)]
+pub(super) struct Directory {
     etcd: Arc<Etcd>,
-    database: Database,
-    joined: Mutex<Option<Joined>>,
+    prefix: String,
 }
 
-struct Joined {
-    me: Member,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Joined {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl EtcdMembership {
-    pub(super) fn new(etcd: Arc<Etcd>, database: Database) -> EtcdMembership {
-        EtcdMembership {
+impl Directory {
+    pub(super) fn new(etcd: Arc<Etcd>, database: &Database) -> Directory {
+        Directory {
             etcd,
-            database,
-            joined: Mutex::new(None),
+            prefix: format!("/members/{}/", database.name()),
         }
     }
 
-    fn prefix(&self) -> String {
-        format!("/members/{}/", self.database.name())
-    }
-
-    async fn ask(&self) -> Option<Vec<Member>> {
+    /// `None` when etcd does not answer.
+    pub(super) async fn ask(&self) -> Option<Vec<Member>> {
         let session = self.etcd.session().await?;
         let mut client = session.client.clone();
-        let all = client.get(self.prefix(), Some(GetOptions::new().with_prefix()));
+        let all = client.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()));
         let answer = match call(all).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(e)) => {
@@ -73,25 +59,64 @@ impl EtcdMembership {
     }
 }
 
+/// The cluster's membership.
+pub(super) struct EtcdMembership {
+    directory: Directory,
+    database: Database,
+    joined: Mutex<Option<Joined>>,
+}
+
+struct Joined {
+    me: watch::Sender<Member>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl EtcdMembership {
+    pub(super) fn new(directory: Directory, database: Database) -> EtcdMembership {
+        EtcdMembership {
+            directory,
+            database,
+            joined: Mutex::new(None),
+        }
+    }
+}
+
 #[async_trait]
 impl Membership for EtcdMembership {
     async fn join(&self, me: Member) -> Result<()> {
-        let key = format!("{}{}", self.prefix(), me.node);
-        let value = serde_json::to_vec(&me)
-            .map_err(|e| BackendError::Unusable(format!("this node cannot be described: {e}")))?;
-        let task = tokio::spawn(stay(self.etcd.clone(), key, value));
+        let key = format!("{}{}", self.directory.prefix, me.node);
+        let me = watch::Sender::new(me);
+        let task = tokio::spawn(stay(self.directory.etcd.clone(), key, me.subscribe()));
         let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
         *joined = Some(Joined { me, task });
         Ok(())
     }
 
-    async fn members(&self) -> Vec<Member> {
-        let mut members = self.ask().await.unwrap_or_default();
+    fn report(&self, load: Load) {
         let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(joined) = &*joined
-            && !members.iter().any(|member| member.node == joined.me.node)
-        {
-            members.push(joined.me.clone());
+        if let Some(joined) = &*joined {
+            joined.me.send_if_modified(|me| {
+                let news = me.load != load;
+                me.load = load;
+                news
+            });
+        }
+    }
+
+    async fn members(&self) -> Vec<Member> {
+        let mut members = self.directory.ask().await.unwrap_or_default();
+        let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of itself it knows better than what it has told.
+        if let Some(joined) = &*joined {
+            let me = joined.me.borrow().clone();
+            members.retain(|member| member.node != me.node);
+            members.push(me);
         }
         members.sort_by(|a, b| a.node.cmp(&b.node));
         members
@@ -100,7 +125,7 @@ impl Membership for EtcdMembership {
     async fn health(&self) -> Health {
         let limit = Duration::from_secs(2);
         let etcd = async {
-            let Some(session) = self.etcd.session().await else {
+            let Some(session) = self.directory.etcd.session().await else {
                 return false;
             };
             // A linearizable read: only an etcd with a quorum answers it.
@@ -120,18 +145,22 @@ impl Membership for EtcdMembership {
     }
 }
 
-/// Writes the key once on every lease that this node gets.
-async fn stay(etcd: Arc<Etcd>, key: String, value: Vec<u8>) {
+/// Writes the key on every lease that this node gets, and when there is news.
+async fn stay(etcd: Arc<Etcd>, key: String, mut me: watch::Receiver<Member>) {
     let mut written = None;
     loop {
-        if let Some(session) = etcd.session().await
-            && written != Some(session.lease)
-        {
-            let options = PutOptions::new().with_lease(session.lease);
-            let mut client = session.client.clone();
-            let put = client.put(key.as_str(), value.clone(), Some(options));
-            if let Ok(Ok(_)) = call(put).await {
-                written = Some(session.lease);
+        if let Some(session) = etcd.session().await {
+            let member = me.borrow_and_update().clone();
+            let now = Some((session.lease, member.load));
+            if written != now
+                && let Ok(value) = serde_json::to_vec(&member)
+            {
+                let options = PutOptions::new().with_lease(session.lease);
+                let mut client = session.client.clone();
+                let put = client.put(key.as_str(), value, Some(options));
+                if let Ok(Ok(_)) = call(put).await {
+                    written = now;
+                }
             }
         }
         etcd.changed(LOOK_AGAIN).await;

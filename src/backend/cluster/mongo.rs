@@ -11,8 +11,9 @@ use mongodb::error::{Error, ErrorKind, WriteFailure};
 use mongodb::options::{
     Acknowledgment, ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern,
 };
-use mongodb::{Client, Database};
+use mongodb::{Client, Collection, Database};
 
+use crate::backend::errors::{Failure, MONGODB};
 use crate::backend::{BackendError, Result};
 use crate::config::{ClusterConfig, redact_uri};
 use crate::types::Time;
@@ -72,7 +73,8 @@ impl From<CallError> for BackendError {
     fn from(e: CallError) -> BackendError {
         // AuthenticationFailed, Unauthorized, IndexOptionsConflict, IndexKeySpecsConflict: trying again will not help.
         let hopeless = matches!(e.code(), Some(13 | 18 | 85 | 86));
-        match e {
+        let late = matches!(e, CallError::Late(_));
+        let error = match e {
             CallError::Late(what) => {
                 BackendError::Unavailable(format!("MongoDB did not answer in time ({what})"))
             }
@@ -93,7 +95,14 @@ impl From<CallError> for BackendError {
                 }
                 other => BackendError::Unavailable(format!("{what}: {other}")),
             },
-        }
+        };
+        MONGODB.count(match &error {
+            _ if late => Failure::Timeout,
+            BackendError::Unusable(_) => Failure::Refused,
+            BackendError::Corrupt(_) => Failure::Corrupt,
+            _ => Failure::Unavailable,
+        });
+        error
     }
 }
 
@@ -107,18 +116,21 @@ fn shown(uri: &str) -> String {
     redacted[..end].to_string()
 }
 
-/// Connects to the database of `cluster` and makes sure that it can serve: reachable, a replica set, a known format.
-/// Returns it with the random name that the tree got when it was made.
-pub(super) async fn connect(cluster: &ClusterConfig) -> Result<(Database, String)> {
-    let uri = shown(&cluster.mongodb);
-    let unavailable = |e: CallError| match BackendError::from(e) {
+/// The failure of a first call, in words for the person who gave the address.
+fn unreachable(uri: &str, e: CallError) -> BackendError {
+    match BackendError::from(e) {
         // A member of a set that was never initiated answers, but cannot be selected for any call.
-        BackendError::Unavailable(text) if text.contains("Ghost") => not_a_set(&uri),
+        BackendError::Unavailable(text) if text.contains("Ghost") => not_a_set(uri),
         BackendError::Unavailable(text) => {
             BackendError::Unavailable(format!("MongoDB at {uri} cannot be reached: {text}"))
         }
         other => other,
-    };
+    }
+}
+
+/// The database of `cluster`. Does not wait for a server, but for the name service, if the address needs it.
+pub(super) async fn database(cluster: &ClusterConfig) -> Result<Database> {
+    let uri = shown(&cluster.mongodb);
     let mut options = call(
         SMALL,
         "resolve the address",
@@ -138,7 +150,7 @@ pub(super) async fn connect(cluster: &ClusterConfig) -> Result<(Database, String
                  (reserved characters in user and password are written as %XX)"
             ))
         }
-        e => unavailable(e),
+        e => unreachable(&uri, e),
     })?;
     options.app_name = Some("oncefs".to_string());
     options.server_selection_timeout = Some(Duration::from_secs(3));
@@ -160,21 +172,22 @@ pub(super) async fn connect(cluster: &ClusterConfig) -> Result<(Database, String
             "the options of the MongoDB connection string {uri} do not fit together"
         ))
     })?;
+    Ok(client.database(&cluster.database))
+}
 
-    let hello = call(
-        SMALL,
-        "greet the server",
-        client.database("admin").run_command(doc! { "hello": 1 }),
-    )
-    .await
-    .map_err(unavailable)?;
+/// Makes sure that the database can serve: reachable, a replica set, a known format. Returns the random name that the
+/// tree in it got when it was made.
+pub(super) async fn greet(cluster: &ClusterConfig, database: &Database) -> Result<String> {
+    let uri = shown(&cluster.mongodb);
+    let admin = database.client().database("admin");
+    let hello = admin.run_command(doc! { "hello": 1 });
+    let hello = call(SMALL, "greet the server", hello).await;
+    let hello = hello.map_err(|e| unreachable(&uri, e))?;
     // A mongos ("isdbgrid") stands for replica sets.
     if hello.get_str("setName").is_err() && hello.get_str("msg") != Ok("isdbgrid") {
         return Err(not_a_set(&uri));
     }
-    let database = client.database(&cluster.database);
-    let tree = check_format(&database).await?;
-    Ok((database, tree))
+    check_format(database).await
 }
 
 fn not_a_set(uri: &str) -> BackendError {
@@ -184,30 +197,14 @@ fn not_a_set(uri: &str) -> BackendError {
     ))
 }
 
-async fn check_format(database: &Database) -> Result<String> {
+/// The name of the tree in the database, which gets one if it is new.
+pub(super) async fn check_format(database: &Database) -> Result<String> {
     let meta = database.collection::<Document>("meta");
     let tree = hex::encode(rand::random::<[u8; 8]>());
-    let insert = meta.insert_one(doc! { "_id": "format", "version": FORMAT, "tree": &tree });
-    match call(SMALL, "write the format marker", insert).await {
-        Ok(_) => return Ok(tree),
-        Err(e) if e.is_duplicate_key() => {}
-        Err(e) => return Err(e.into()),
-    }
-    let mut marker = None;
-    for _ in 0..20 {
-        let find = meta.find_one(doc! { "_id": "format" });
-        marker = call(SMALL, "read the format marker", find).await?;
-        if marker.is_some() {
-            break;
-        }
-        // Written by a racing node and not yet majority-committed.
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let version = marker
-        .as_ref()
-        .and_then(|m| m.get("version"))
-        .and_then(integer);
-    let tree = marker.as_ref().and_then(|m| m.get_str("tree").ok());
+    let marker = doc! { "_id": "format", "version": FORMAT, "tree": &tree };
+    let marker = inserted_once(&meta, marker).await?;
+    let version = marker.get("version").and_then(integer);
+    let tree = marker.get_str("tree").ok();
     match (version, tree) {
         (Some(v), _) if v > FORMAT => Err(BackendError::Unusable(format!(
             "database {} was written by a newer oncefs (format {v}); upgrade this program",
@@ -219,6 +216,31 @@ async fn check_format(database: &Database) -> Result<String> {
             database.name()
         ))),
     }
+}
+
+/// Inserts `document` unless there is one with its id; returns the one that is there then.
+pub(super) async fn inserted_once(
+    collection: &Collection<Document>,
+    document: Document,
+) -> Result<Document> {
+    let id = document.get("_id").cloned().unwrap_or(Bson::Null);
+    let insert = collection.insert_one(&document);
+    match call(SMALL, "write what all nodes share", insert).await {
+        Ok(_) => return Ok(document),
+        Err(e) if e.is_duplicate_key() => {}
+        Err(e) => return Err(e.into()),
+    }
+    for _ in 0..20 {
+        let find = collection.find_one(doc! { "_id": &id });
+        if let Some(found) = call(SMALL, "read what all nodes share", find).await? {
+            return Ok(found);
+        }
+        // Written by a racing node and not yet majority-committed.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err(BackendError::Unavailable(format!(
+        "the document {id} is there and cannot be read"
+    )))
 }
 
 /// An integer of any BSON width.

@@ -112,7 +112,11 @@ async fn a_start_says_what_is_in_the_way() {
     let dir = tempfile::tempdir().unwrap();
     let refusal = async |addr: Option<SocketAddr>, control: &Path| {
         let (ctx, _) = context(dir.path()).await;
-        start(ctx, addr, control).await.err().unwrap().to_string()
+        start(ctx, addr, None, control)
+            .await
+            .err()
+            .unwrap()
+            .to_string()
     };
     let free = dir.path().join("free.sock");
     let text = refusal(Some(node.addr), &free).await;
@@ -142,7 +146,7 @@ async fn a_start_says_what_is_in_the_way() {
     drop(std::os::unix::net::UnixListener::bind(&short).unwrap());
     std::fs::rename(&short, &control).unwrap();
     let (ctx, _) = context(dir.path()).await;
-    let running = start(ctx, None, &control).await.unwrap();
+    let running = start(ctx, None, None, &control).await.unwrap();
     assert_eq!(running.addr(), None);
     assert_eq!(client::get_json(&control, "/health").await.unwrap().0, 200);
     drop(running);

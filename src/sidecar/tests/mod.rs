@@ -78,6 +78,7 @@ async fn context(dir: &std::path::Path) -> (Context, DataDir) {
         data_dir: data.root().to_owned(),
         cluster: None,
         api: None,
+        peer: None,
         workers: 2,
         queue: 100,
         cache_bytes: 0,
@@ -85,11 +86,11 @@ async fn context(dir: &std::path::Path) -> (Context, DataDir) {
         gc_grace: Duration::from_secs(3600),
         token: Some(TOKEN.into()),
     };
-    let backends = crate::backend::open(&config, &node).await.unwrap();
+    let backends = crate::backend::open(&config, &node, None).await.unwrap();
     let tree = Tree::open(&data.tree(), &node, None, Box::new(|_, _| {})).await;
     let tree = Arc::new(tree.unwrap());
     let sealed = Arc::new(Sealed::open_dir(&data, backends.blobs.clone(), None).unwrap());
-    let spool = Arc::new(Spool::new(data.spool()));
+    let spool = Arc::new(Spool::new(data.spool(), data.spare()));
     let ingest = Arc::new(Ingest::new(
         node.clone(),
         tree.clone(),
@@ -105,6 +106,8 @@ async fn context(dir: &std::path::Path) -> (Context, DataDir) {
         sealed.clone(),
         ingest.clone(),
         false,
+        None,
+        None,
     );
     let ctx = Context {
         vfs: Arc::new(vfs),
@@ -116,7 +119,14 @@ async fn context(dir: &std::path::Path) -> (Context, DataDir) {
         workers: config.workers,
         started_at: Time::now(),
         token: load_token(&data, config.token.as_deref()).unwrap(),
-        owner: Caller { uid: 1, gid: 2 },
+        owner: Caller {
+            uid: 1,
+            gid: 2,
+            thread: 0,
+        },
+        read_only: Box::new(|| false),
+        data: data.clone(),
+        gc_grace: config.gc_grace,
     };
     (ctx, data)
 }
@@ -131,9 +141,15 @@ impl Node {
         let (ctx, data) = context(dir.path()).await;
         let (ingest, vfs) = (ctx.ingest.clone(), ctx.vfs.clone());
         let workers = ingest.start(ctx.workers, Duration::from_secs(3600));
-        let running = start_with(ctx, Some(addr.parse().unwrap()), &data.control(), limits)
-            .await
-            .unwrap();
+        let running = start_with(
+            ctx,
+            Some(addr.parse().unwrap()),
+            None,
+            &data.control(),
+            limits,
+        )
+        .await
+        .unwrap();
         let port = running.addr().unwrap().port();
         Node {
             running: Some(running),

@@ -173,11 +173,29 @@ async fn beyond_loopback_everything_but_health_needs_the_token() {
 }
 
 #[tokio::test]
+async fn looking_after_the_store_is_for_the_command_line() {
+    let node = Node::start().await;
+    for path in ["/fsck", "/scrub", "/gc?delete=true"] {
+        for headers in [&[][..], &[("x-host-token", TOKEN)]] {
+            let answer = node.ask(Method::POST, path, headers).await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+        }
+        let (code, _) = client::post_json(&node.data.control(), path).await.unwrap();
+        assert_eq!(code, 200, "{path}");
+    }
+    let control = node.data.control();
+    let (code, answer) = client::post_json(&control, "/scrub?rate=0").await.unwrap();
+    assert_eq!(code, 400, "{answer}");
+    node.end().await;
+}
+
+#[tokio::test]
 async fn a_panic_is_an_answer_and_a_route_without_a_door_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (ctx, _) = context(dir.path()).await;
     let app = Arc::new(App {
         ctx,
+        scrub: Arc::default(),
         limits: quick(),
         tasks: TaskTracker::new(),
     });

@@ -51,6 +51,18 @@ fn pending_then_committed() {
     assert_eq!(b.tree.read(|q| q.files_of(&hash(4), 9)).unwrap(), [f]);
 }
 
+/// Two nodes that wrote a file apart came to the same number. Only the bytes of the one that the tree names are its content.
+#[test]
+fn regression_another_nodes_version_of_the_same_number_is_superseded() {
+    let mut b = Bed::new();
+    let f = b.make(ROOT, "f", FILE);
+    let op = b.pending_op(f, 1, "n2", 10);
+    b.ok(op);
+    // By n1.
+    let op = b.commit_op(f, 1, 3, "b3");
+    b.refused(op, TreeError::Superseded);
+}
+
 #[test]
 fn an_older_version_is_superseded() {
     let mut b = Bed::new();
@@ -186,6 +198,25 @@ fn an_object_named_by_its_hash_may_come_back() {
     let op = b.reap_op(1);
     b.ok(op);
     b.stored("g", 1, &blob);
+}
+
+#[test]
+fn regression_a_lost_object_is_replaced() {
+    let mut b = Bed::new();
+    let replace = |lost: &str, blob: &str| Op::Replace {
+        hash: hash(1),
+        lost: BlobId(lost.into()),
+        blob: BlobId(blob.into()),
+        now: Time(1),
+    };
+    b.refused(replace("b1", "b2"), TreeError::Reaped);
+    b.stored("f", 1, "b1");
+    b.refused(replace("b0", "b2"), TreeError::Reaped);
+    b.refused(replace("b1", "b1"), TreeError::Reaped);
+    b.ok(replace("b1", "b2"));
+    assert_eq!(b.content(1).blob.0, "b2");
+    b.stored("g", 1, "b2");
+    b.refused(replace("b2", "b1"), TreeError::Reaped);
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! The namespace under test: every op and refusal, a reference model, two replicas over a hostile log, many submitters.
 
+mod check;
 mod concurrency;
 mod contents;
+mod damage;
 mod durability;
 mod model;
 mod names;
+mod outages;
 mod renames;
 mod replicas;
 

@@ -16,6 +16,8 @@ struct Node {
     times: [Time; 3],
     generation: u64,
     body: Body,
+    /// It had content of its own in the store.
+    committed: bool,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -60,6 +62,7 @@ impl Model {
             times: [root.atime, root.mtime, root.ctime],
             generation: 0,
             body: Body::Empty,
+            committed: false,
             xattrs: BTreeMap::new(),
         };
         Model {
@@ -191,6 +194,7 @@ impl Model {
                     times: [*now; 3],
                     generation: 0,
                     body: Body::Empty,
+                    committed: false,
                     xattrs: BTreeMap::new(),
                 };
                 self.nodes.insert(*ino, node);
@@ -213,6 +217,7 @@ impl Model {
                     return Err(TreeError::Exists);
                 }
                 self.names.insert((*parent, name.to_vec()), *ino);
+                self.disinherit(*ino)?;
                 self.node(*ino)?.times[2] = *now;
                 self.touch_dir(*parent, *now);
                 Ok(*now)
@@ -334,11 +339,12 @@ impl Model {
                 hash,
                 size,
                 blob,
+                by,
                 now,
-                ..
             } => {
                 let node = self.node(*ino)?;
-                if !matches!(node.body, Body::Pending { .. }) || node.generation != generation.0 {
+                let theirs = matches!(&node.body, Body::Pending { node, .. } if *node == by.node);
+                if !theirs || node.generation != generation.0 {
                     return Err(TreeError::Superseded);
                 }
                 let duplicate = match self.contents.get(hash) {
@@ -357,6 +363,7 @@ impl Model {
                 }
                 let node = self.node(*ino)?;
                 node.size = *size;
+                node.committed = true;
                 node.body = Body::Stored {
                     hash: *hash,
                     duplicate,
@@ -372,7 +379,41 @@ impl Model {
                 self.contents.remove(hash);
                 Ok(*now)
             }
+            Op::Bury { blob, now } => {
+                if self.contents.values().any(|c| c.blob == *blob) {
+                    return Err(TreeError::InUse);
+                }
+                self.buried.insert(blob.0.clone());
+                Ok(*now)
+            }
+            Op::Replace {
+                hash,
+                lost,
+                blob,
+                now,
+            } => {
+                let buried = self.buried.contains(&blob.0);
+                match self.contents.get_mut(hash) {
+                    Some(content) if content.blob == *lost && blob != lost && !buried => {
+                        content.blob = blob.clone();
+                    }
+                    _ => return Err(TreeError::Reaped),
+                }
+                self.buried.insert(lost.0.clone());
+                Ok(*now)
+            }
         }
+    }
+
+    /// What a file took over from one that it replaced is not its own under another name.
+    fn disinherit(&mut self, ino: Ino) -> Result<()> {
+        let node = self.node(ino)?;
+        if let Body::Pending { previous, .. } = &mut node.body
+            && !node.committed
+        {
+            *previous = None;
+        }
+        Ok(())
     }
 
     fn rename(
@@ -407,6 +448,20 @@ impl Model {
                 }
             }
             (_, None) => {}
+        }
+        self.disinherit(source)?;
+        if let Some(target) = target {
+            if mode == RenameMode::Exchange {
+                self.disinherit(target)?;
+            } else if let Body::Stored { hash, .. } = self.node(target)?.body
+                && self.names.values().filter(|ino| **ino == source).count() == 1
+                && let Body::Pending {
+                    previous: previous @ None,
+                    ..
+                } = &mut self.node(source)?.body
+            {
+                *previous = Some(hash);
+            }
         }
         self.touch_dir(from.0, now);
         self.touch_dir(to.0, now);
@@ -452,9 +507,9 @@ fn picks(what: &'static [u8]) -> impl Strategy<Value = Vec<Pick>> {
 
 /// Weights of the ops by how often they are named: first the names, then the contents.
 const NAMING: &[u8] = &[
-    0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5, 5, 5, 5, 5, 5, 6, 7, 8, 9, 10, 11,
+    0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5, 5, 5, 5, 5, 5, 6, 7, 8, 9, 10, 11, 12,
 ];
-const STORING: &[u8] = &[0, 0, 2, 3, 5, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11];
+const STORING: &[u8] = &[0, 0, 2, 3, 5, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 12, 13];
 
 const NAMES: [&[u8]; 3] = [b"a", b"\xffb", b"c"];
 
@@ -531,8 +586,18 @@ fn op_of(p: &Pick, now: Time, next: Ino, model: &Model, inos: &[Ino], dirs: &[In
             by: by(),
             now,
         },
-        _ => Op::Reap {
+        11 => Op::Reap {
             hash: hash(p.n),
+            now,
+        },
+        12 => Op::Bury {
+            blob: BlobId(format!("{}-{}", p.n, p.m / 2)),
+            now,
+        },
+        _ => Op::Replace {
+            hash: hash(p.n),
+            lost: BlobId(format!("{}-{}", p.n, p.x / 3)),
+            blob: BlobId(format!("{}-{}", p.n, p.m / 2)),
             now,
         },
     }

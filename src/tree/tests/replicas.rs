@@ -11,7 +11,9 @@ use super::*;
 use crate::backend::{Append, BackendError, BlobReader, LogEntry};
 
 /// A log that fails before and after appending, reads short, wakes for nothing, and lets a third node come first.
-struct HostileLog {
+pub(super) struct HostileLog {
+    /// Entries between two checkpoints.
+    every: u64,
     state: Mutex<State>,
     grown: tokio::sync::Notify,
     /// Chance of each trick in percent; 0 is a well-behaved log.
@@ -24,6 +26,9 @@ struct HostileLog {
 
 struct State {
     entries: Vec<LogEntry>,
+    /// Entries up to this one can no longer be read.
+    trimmed: u64,
+    checkpoint: Option<(Seq, Vec<u8>)>,
     nodes: Vec<NodeId>,
     chance: StdRng,
 }
@@ -44,10 +49,26 @@ fn entry(seq: u64, ops: &[&Op]) -> LogEntry {
 }
 
 impl HostileLog {
-    fn new(seed: u64, tricks: u32) -> Arc<HostileLog> {
+    pub(super) fn new(seed: u64, tricks: u32) -> Arc<HostileLog> {
+        HostileLog::made(seed, tricks, u64::MAX)
+    }
+
+    /// A well-behaved one that is trimmed.
+    pub(super) fn with_checkpoints(seed: u64, every: u64) -> Arc<HostileLog> {
+        HostileLog::made(seed, 0, every)
+    }
+
+    pub(super) fn trimmed(&self) -> u64 {
+        self.state.lock().trimmed
+    }
+
+    fn made(seed: u64, tricks: u32, every: u64) -> Arc<HostileLog> {
         Arc::new(HostileLog {
+            every,
             state: Mutex::new(State {
                 entries: Vec::new(),
+                trimmed: 0,
+                checkpoint: None,
                 nodes: Vec::new(),
                 chance: StdRng::seed_from_u64(seed),
             }),
@@ -123,6 +144,9 @@ impl TreeLog for HostileLog {
             return Err(away());
         }
         assert!(from.0 >= 1);
+        if from.0 <= state.trimmed {
+            return Err(BackendError::NotFound);
+        }
         let limit = if self.trick(&mut state) { 1 } else { limit };
         let entries = state.entries.iter().skip(from.0 as usize - 1);
         Ok(entries.take(limit).cloned().collect())
@@ -155,26 +179,67 @@ impl TreeLog for HostileLog {
             + 1)
     }
 
-    async fn put_checkpoint(&self, _: Seq, _: &Path) -> crate::backend::Result<()> {
+    async fn put_checkpoint(&self, seq: Seq, file: &Path) -> crate::backend::Result<()> {
+        let bytes = std::fs::read(file)?;
+        let mut state = self.state.lock();
+        assert!(seq.0 <= state.entries.len() as u64);
+        state.checkpoint = Some((seq, bytes));
         Ok(())
     }
 
     async fn checkpoint(&self) -> crate::backend::Result<Option<(Seq, BlobReader)>> {
-        Ok(None)
+        let state = self.state.lock();
+        Ok(state.checkpoint.clone().map(|(seq, bytes)| {
+            let reader: BlobReader = Box::new(std::io::Cursor::new(bytes));
+            (seq, reader)
+        }))
     }
 
-    async fn trim(&self, _: Seq) -> crate::backend::Result<()> {
+    fn checkpoint_every(&self) -> u64 {
+        self.every
+    }
+
+    async fn trim(&self, seq: Seq) -> crate::backend::Result<()> {
+        let mut state = self.state.lock();
+        let covered = state.checkpoint.as_ref().map_or(0, |(seq, _)| seq.0);
+        assert!(seq.0 <= covered, "trimmed beyond the checkpoint");
+        state.trimmed = state.trimmed.max(seq.0);
         Ok(())
     }
+}
+
+/// Holds no bytes, and needs none.
+struct Nothing;
+
+impl Holdings for Nothing {
+    fn keep_aside(&self, _: Ino, _: Ino) -> std::io::Result<bool> {
+        Ok(true)
+    }
+
+    fn lose_soon(&self, _: &[(Ino, Generation)]) {}
+
+    fn lose_not(&self, _: &[(Ino, Generation)]) {}
+
+    fn has(&self, _: Ino, _: Generation) -> bool {
+        true
+    }
+
+    fn give_up(&self, _: &[(Ino, Generation)]) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn drop_aside(&self, _: Ino) {}
 }
 
 async fn replica(dir: &tempfile::TempDir, n: &str, log: &Arc<HostileLog>) -> Arc<Tree> {
     let (path, node) = (dir.path().join(n), NodeId(n.into()));
     let tree = Tree::open(&path, &node, Some(log.clone()), Box::new(|_, _| {}));
-    Arc::new(tree.await.unwrap())
+    let tree = Arc::new(tree.await.unwrap());
+    tree.merge_with(Arc::new(Nothing));
+    tree
 }
 
-async fn submit(tree: &Tree, op: Op) -> Result<Applied> {
+pub(super) async fn submit(tree: &Tree, op: Op) -> Result<Applied> {
     tree.submit(Origin::Kernel, Commitment::Committed, vec![op])
         .await
 }

@@ -1,0 +1,207 @@
+//! The stages of a spool file, and what of it lasts.
+
+use super::*;
+use std::fs::OpenOptions;
+use std::io::Write;
+
+fn spool() -> (tempfile::TempDir, Spool) {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::new(dir.path().to_owned(), dir.path().to_owned());
+    (dir, spool)
+}
+
+const INO: Ino = Ino(7);
+const G1: Generation = Generation(1);
+
+#[test]
+fn a_writer_takes_a_sealed_file_back_and_the_job_is_stale() {
+    let (_d, spool) = spool();
+    let file = spool.create(INO, G1).unwrap();
+    (&*file).write_all(b"one").unwrap();
+    assert_eq!(spool.seal(INO), Some(G1));
+    let TakeBack::Writing(generation, again) = spool.take_back(INO, G1).unwrap() else {
+        panic!("not given back");
+    };
+    assert_eq!(generation, Generation(2));
+    assert_eq!(again.metadata().unwrap().len(), 3);
+    assert!(!spool.is_sealed(INO, G1));
+    assert!(spool.freeze(INO, G1).is_none());
+}
+
+/// What lasts is copied before it is written again, but not from under a mapping that goes on writing to it.
+#[test]
+fn regression_a_lasting_file_is_taken_back_only_with_its_mappings() {
+    let (_d, spool) = spool();
+    let file = spool.create(INO, G1).unwrap();
+    spool.set_backing(INO, true);
+    spool.sync(INO, &file, false).unwrap();
+    spool.seal(INO);
+    spool.set_backing(INO, false);
+    drop(file);
+    let mapping = OpenOptions::new()
+        .write(true)
+        .open(spool.path(INO, G1))
+        .unwrap();
+    let mapped = spool.take_back(INO, G1).unwrap();
+    assert!(matches!(mapped, TakeBack::Writing(..)));
+    drop((mapped, mapping));
+    spool.seal(INO);
+    let (_, generation) = spool.stage(INO).unwrap();
+    let alone = spool.take_back(INO, generation).unwrap();
+    assert!(matches!(alone, TakeBack::Shared(_)));
+}
+
+/// The kernel tells of the last close only after close(2) has returned, so a time can be set while it is under way.
+#[test]
+fn regression_a_time_reaches_the_file_at_every_stage() {
+    let (_d, spool) = spool();
+    let file = spool.create(INO, G1).unwrap();
+    let set = |nanos| {
+        spool.set_sealed_mtime(INO, Time(nanos)).unwrap();
+        assert_eq!(disk::mtime(&file.metadata().unwrap()), Time(nanos));
+    };
+    set(1_000_000_001);
+    spool.seal(INO);
+    set(1_000_000_002);
+    spool.freeze(INO, G1);
+    set(1_000_000_003);
+}
+
+#[test]
+fn nobody_writes_while_it_is_published() {
+    let (_d, spool) = spool();
+    spool.create(INO, G1).unwrap();
+    spool.seal(INO);
+    assert_eq!(spool.freeze(INO, G1), Some(Freeze::Share));
+    assert!(matches!(spool.take_back(INO, G1).unwrap(), TakeBack::Busy));
+    spool.finish(INO, G1);
+    assert!(matches!(
+        spool.take_back(INO, G1).unwrap(),
+        TakeBack::Nothing
+    ));
+    assert!(spool.scan().unwrap().is_empty());
+}
+
+#[test]
+fn a_backing_file_outlives_its_publication() {
+    let (_d, spool) = spool();
+    spool.create(INO, G1).unwrap();
+    spool.set_backing(INO, true);
+    spool.seal(INO);
+    assert_eq!(spool.freeze(INO, G1), Some(Freeze::Copy));
+    spool.finish(INO, G1);
+    assert_eq!(spool.stage(INO), Some((Stage::Kept, G1)));
+    assert_eq!(spool.scan().unwrap().len(), 1);
+    spool.set_backing(INO, false);
+    assert!(spool.scan().unwrap().is_empty());
+}
+
+#[test]
+fn a_file_that_shares_its_blocks_with_content_is_never_written() {
+    let (dir, spool) = spool();
+    spool.create(INO, G1).unwrap();
+    spool.seal(INO);
+    std::fs::hard_link(spool.path(INO, G1), dir.path().join("../linked-content")).unwrap();
+    let shared = matches!(spool.take_back(INO, G1).unwrap(), TakeBack::Shared(_));
+    std::fs::remove_file(dir.path().join("../linked-content")).unwrap();
+    assert!(shared);
+}
+
+#[test]
+fn what_was_synced_is_kept_until_its_successor_was() {
+    let (_d, spool) = spool();
+    let generations = || {
+        let mut found: Vec<_> = spool.scan().unwrap();
+        found.sort_by_key(|f| f.generation);
+        found
+            .iter()
+            .map(|f| (f.generation.0, f.lasting))
+            .collect::<Vec<_>>()
+    };
+    let first = spool.create(INO, G1).unwrap();
+    assert_eq!(generations(), [(1, false)]);
+    spool.sync(INO, &first, false).unwrap();
+    drop(first);
+    spool.seal(INO);
+    // It is not written over: a copy takes its place.
+    let taken = spool.take_back(INO, G1).unwrap();
+    assert!(matches!(taken, TakeBack::Shared(_)));
+    assert_eq!(generations(), [(1, true)]);
+    let second = spool.create(INO, G1.next()).unwrap();
+    assert_eq!(generations(), [(1, true), (2, false)]);
+    spool.sync(INO, &second, false).unwrap();
+    assert_eq!(generations(), [(2, true)]);
+    // Its inode is gone: it goes once that lasts.
+    spool.discard(INO);
+    assert_eq!(generations(), [(2, true)]);
+    spool.remove_condemned(&spool.condemned_now());
+    assert!(generations().is_empty());
+}
+
+#[test]
+fn regression_a_later_version_is_not_taken_for_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::new(dir.path().to_owned(), dir.path().to_owned());
+    let ino = Ino(7);
+    let file = spool.create(ino, Generation(1)).unwrap();
+    spool.sync(ino, &file, false).unwrap();
+    assert!(spool.scan().unwrap()[0].lasting);
+    spool.unmark(ino).unwrap();
+    spool.advance(ino, Generation(2)).unwrap();
+    let found = &spool.scan().unwrap()[0];
+    assert_eq!((found.generation, found.lasting), (Generation(2), false));
+    spool.sync(ino, &file, false).unwrap();
+    assert!(spool.scan().unwrap()[0].lasting);
+}
+
+/// Between a merge and the end of what lost in it, nobody takes that up.
+#[test]
+fn regression_what_is_about_to_lose_is_nobodys() {
+    let (_d, spool) = spool();
+    spool.create(INO, G1).unwrap();
+    spool.seal(INO);
+    spool.lose_soon(INO, G1);
+    assert!(!spool.is_sealed(INO, G1) && !spool.has(INO, G1));
+    assert!(spool.freeze(INO, G1).is_none() && spool.lend(INO, G1).unwrap().is_none());
+    assert!(matches!(spool.take_back(INO, G1).unwrap(), TakeBack::Busy));
+    // Whoever still sees the tree before the merge reads it.
+    assert!(spool.serves(INO, G1) && !spool.serves(INO, Generation(0)));
+    spool.lose_not(INO);
+    assert!(spool.is_sealed(INO, G1));
+    spool.lose_soon(INO, G1);
+    spool.give_up(INO, G1).unwrap();
+    assert!(spool.scan().unwrap().is_empty());
+    // What takes its place is not lost, whatever its number.
+    spool.create(INO, G1).unwrap();
+    spool.give_up(INO, G1).unwrap();
+    spool.seal(INO);
+    assert!(spool.is_sealed(INO, G1));
+}
+
+/// A closed file needs no space to be kept aside, and is not written over afterwards.
+#[test]
+fn regression_a_closed_file_is_kept_aside_without_a_copy() {
+    use std::os::unix::fs::MetadataExt;
+    let (_d, spool) = spool();
+    let file = spool.create(INO, G1).unwrap();
+    (&*file).write_all(b"one").unwrap();
+    let [open, closed] = [Ino(8), Ino(9)];
+    assert!(!spool.keep_aside(INO, open).unwrap());
+    drop(file);
+    spool.seal(INO);
+    assert!(spool.keep_aside(INO, closed).unwrap());
+    let inode = |ino| std::fs::metadata(spool.path(ino, G1)).unwrap().ino();
+    assert_ne!(inode(INO), inode(open));
+    assert_eq!(inode(INO), inode(closed));
+    assert!(matches!(
+        spool.take_back(INO, G1).unwrap(),
+        TakeBack::Shared(_)
+    ));
+    let aside = spool.scan().unwrap();
+    assert!(aside.iter().all(|f| f.lasting));
+    spool.lose_soon(INO, G1);
+    spool.give_up(INO, G1).unwrap();
+    assert_eq!(std::fs::read(spool.path(closed, G1)).unwrap(), b"one");
+    let gone = spool.keep_aside(INO, Ino(10)).map_err(|e| e.kind());
+    assert_eq!(gone, Err(io::ErrorKind::NotFound));
+}

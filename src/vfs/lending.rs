@@ -1,0 +1,60 @@
+//! What other nodes may have of content that is pending here.
+
+use std::io;
+use std::sync::Arc;
+
+use super::{Result, Vfs};
+use crate::content::spool::Lent;
+use crate::content::{VerifiedFile, disk};
+use crate::tree::Body;
+use crate::types::{Generation, Ino};
+
+/// The bytes of one generation of an inode, to be read from start to end.
+pub enum Closed {
+    /// Not stored yet.
+    Waiting(Lent),
+    /// Stored a moment ago.
+    Stored(Arc<VerifiedFile>),
+}
+
+impl Vfs {
+    /// What was closed here as exactly this generation; `None` when that is not here, or still written.
+    pub fn closed(&self, ino: Ino, generation: Generation) -> Result<Option<Closed>> {
+        if let Some(lent) = self.spool.lend(ino, generation)? {
+            return Ok(Some(Closed::Waiting(lent)));
+        }
+        // A spool file goes only after the namespace knows what became of it.
+        let inode = self.tree.read(|q| q.inode(ino))?;
+        match &inode.body {
+            Body::Stored { hash, .. } if inode.generation == generation => {
+                Ok(self.sealed.open_local(hash)?.map(Closed::Stored))
+            }
+            Body::Stored { .. } | Body::Pending { .. } | Body::Empty => Ok(None),
+        }
+    }
+}
+
+impl Closed {
+    /// Its length in bytes.
+    pub fn size(&self) -> io::Result<u64> {
+        match self {
+            Closed::Waiting(lent) => Ok(lent.file.metadata()?.len()),
+            Closed::Stored(file) => Ok(file.size()),
+        }
+    }
+
+    /// Reads until `buffer` is full or the end comes. An error once a writer has taken it back: what was read before counts,
+    /// and nothing that comes after.
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self {
+            Closed::Waiting(lent) => {
+                let n = disk::read_full(&lent.file, offset, buffer)?;
+                match lent.is_taken() {
+                    false => Ok(n),
+                    true => Err(io::Error::other("a writer took the file back")),
+                }
+            }
+            Closed::Stored(file) => file.read_at(buffer, offset),
+        }
+    }
+}

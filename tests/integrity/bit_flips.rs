@@ -1,0 +1,220 @@
+//! Random bits flip in everything that lies in the data directory. What is read afterwards is right or an error.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::common::files::{bytes, files_below, seed, write_closed};
+use crate::common::mount::Mount;
+use crate::common::run::counted;
+use crate::damage::{flip, run};
+
+/// What a tree should look like: mode and bytes of each file, by path.
+type Expected = BTreeMap<String, (u32, Vec<u8>)>;
+
+const DIRS: usize = 5;
+
+fn fill(m: &Mount, rng: &mut StdRng) -> Expected {
+    let mut expected = Expected::new();
+    for dir in 0..DIRS {
+        fs::create_dir(m.at(format!("d{dir}"))).unwrap();
+    }
+    for n in 0..60 {
+        let len = match n % 6 {
+            0 => rng.random_range(0..3),
+            1..5 => rng.random_range(3..20_000),
+            _ => rng.random_range(100_000..700_000),
+        };
+        let path = format!("d{}/f{n}", n % DIRS);
+        let (mode, content) = (0o600 + n as u32 % 8, bytes(rng.random(), len));
+        write_closed(&m.at(&path), &content).unwrap();
+        fs::set_permissions(m.at(&path), fs::Permissions::from_mode(mode)).unwrap();
+        expected.insert(path, (mode, content));
+    }
+    m.wait_stored();
+    m.wait_spool_empty();
+    expected
+}
+
+/// Reads everything. Returns what could not be read; what can must be right, and no name may be one that was not given.
+fn look(m: &Mount, expected: &Expected) -> Vec<String> {
+    let mut errors = Vec::new();
+    for dir in 0..DIRS {
+        let name = format!("d{dir}");
+        let listed = fs::read_dir(m.at(&name)).and_then(|entries| {
+            let names = entries.map(|e| Ok(format!("{name}/{}", e?.file_name().display())));
+            names.collect::<std::io::Result<Vec<_>>>()
+        });
+        match listed {
+            Ok(mut listed) => {
+                listed.sort();
+                let of_dir = expected.keys().filter(|p| p.starts_with(&name));
+                assert!(listed.iter().eq(of_dir), "{name}: {listed:?}");
+            }
+            Err(e) => errors.push(format!("{name}: {e}")),
+        }
+    }
+    for (path, (mode, content)) in expected {
+        match fs::metadata(m.at(path)) {
+            Ok(meta) => {
+                assert_eq!(meta.len(), content.len() as u64, "{path}");
+                assert_eq!(meta.mode() & 0o777, *mode, "{path}");
+            }
+            Err(e) => {
+                assert_eq!(e.raw_os_error(), Some(libc::EIO), "{path}: {e}");
+                errors.push(format!("{path}: {e}"));
+                continue;
+            }
+        }
+        match fs::read(m.at(path)) {
+            Ok(read) => assert!(read == *content, "{path} is wrong"),
+            Err(e) => errors.push(format!("{path}: {e}")),
+        }
+    }
+    errors
+}
+
+/// Flips up to three bits in each of some of these files; returns which.
+fn flip_some(files: &[PathBuf], rng: &mut StdRng) -> Vec<PathBuf> {
+    let count = rng.random_range(1..4);
+    let chosen: Vec<PathBuf> = files.choose_multiple(rng, count).cloned().collect();
+    for path in &chosen {
+        let bits = fs::metadata(path).unwrap().len() as usize * 8;
+        // None twice, which would be no damage.
+        let count = rng.random_range(1..4);
+        for bit in rand::seq::index::sample(rng, bits, count.min(bits)) {
+            flip(path, bit as u64 / 8, bit as u32 % 8);
+        }
+    }
+    chosen
+}
+
+/// Writes every content again, under other names.
+fn heal(m: &Mount, expected: &Expected) {
+    fs::create_dir(m.at("healed")).unwrap();
+    for (n, (_, content)) in expected.values().enumerate() {
+        write_closed(&m.at(format!("healed/{n}")), content).unwrap();
+    }
+    m.wait_stored();
+    fs::remove_dir_all(m.at("healed")).unwrap();
+}
+
+#[test]
+fn in_content_and_sums() {
+    let mut rng = StdRng::seed_from_u64(seed("bit flips in content"));
+    let m = Mount::start(&[]);
+    let expected = fill(&m, &mut rng);
+    for round in 0..12 {
+        let running = round % 2 == 0;
+        m.stop();
+        if running {
+            m.remount();
+        }
+        let mut files = files_below(&m.data().join("content"));
+        // The empty content has no bits.
+        files.retain(|path| fs::metadata(path).unwrap().len() > 0);
+        let flipped = flip_some(&files, &mut rng);
+        if !running {
+            m.remount();
+        }
+        let content = flipped.iter().filter(|p| p.extension().is_none()).count();
+        let errors = look(&m, &expected);
+        assert!(errors.len() >= content.min(1), "{flipped:?} not noticed");
+        assert!(
+            errors.len() <= content + 2,
+            "{flipped:?}: {errors:?} is more than was damaged"
+        );
+        let ended = run(&["fsck", "--data"], &m.path());
+        let code = if content > 0 { 4 } else { 0 };
+        assert_eq!(ended.status.code(), Some(code), "{flipped:?}: {ended:?}");
+        heal(&m, &expected);
+        assert_eq!(look(&m, &expected), Vec::<String>::new());
+        let ended = run(&["fsck", "--data"], &m.path());
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    }
+}
+
+/// Copies the files of the namespace, or puts the copies back.
+fn keep_tree(from: &Path, to: &Path) {
+    for name in ["tree.sqlite", "tree.sqlite-wal", "tree.journal"] {
+        let _ = fs::remove_file(to.join(name));
+        if from.join(name).exists() {
+            fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn in_the_namespace_of_a_daemon_that_is_down() {
+    let mut rng = StdRng::seed_from_u64(seed("bit flips in the namespace"));
+    let m = Mount::start(&[]);
+    let expected = fill(&m, &mut rng);
+    let (mut refused, mut failed) = (0, 0);
+    for round in 0..24 {
+        // Killed, the log is still there, and changes that are in the journal only.
+        if round % 3 == 0 {
+            m.stop();
+        } else {
+            fs::set_permissions(m.at("d0"), fs::Permissions::from_mode(0o700)).unwrap();
+            m.kill9();
+        }
+        keep_tree(&m.data(), &m.work());
+        let of_tree: Vec<PathBuf> = ["tree.sqlite", "tree.sqlite-wal", "tree.journal"]
+            .iter()
+            .map(|name| m.data().join(name))
+            .filter(|path| path.exists())
+            .collect();
+        let path = of_tree.choose(&mut rng).unwrap();
+        flip_some(std::slice::from_ref(path), &mut rng);
+        if m.try_remount(&[]) {
+            let errors = look(&m, &expected);
+            failed += usize::from(!errors.is_empty());
+            if !errors.is_empty() {
+                let ended = run(&["fsck"], &m.path());
+                assert_eq!(ended.status.code(), Some(4), "{errors:?} {ended:?}");
+            }
+            m.kill9();
+        } else {
+            refused += 1;
+            let ended = run(&["fsck"], &m.data());
+            assert_eq!(ended.status.code(), Some(4), "{path:?} {ended:?}");
+        }
+        keep_tree(&m.work(), &m.data());
+        m.remount();
+        assert_eq!(look(&m, &expected), Vec::<String>::new());
+    }
+    counted(refused, "flipped bits with which it refused to start");
+    counted(failed, "flipped bits that were heard of as errors");
+}
+
+#[test]
+fn in_the_namespace_of_a_daemon_that_runs() {
+    let mut rng = StdRng::seed_from_u64(seed("bit flips below a running daemon"));
+    let m = Mount::start(&[]);
+    let expected = fill(&m, &mut rng);
+    let mut failed = 0;
+    for _ in 0..12 {
+        m.stop();
+        m.remount();
+        keep_tree(&m.data(), &m.work());
+        let of_tree: Vec<PathBuf> = ["tree.sqlite", "tree.sqlite-wal"]
+            .iter()
+            .map(|name| m.data().join(name))
+            .filter(|path| path.exists())
+            .collect();
+        for path in &of_tree {
+            flip_some(std::slice::from_ref(path), &mut rng);
+        }
+        failed += usize::from(!look(&m, &expected).is_empty());
+        m.kill9();
+        keep_tree(&m.work(), &m.data());
+        m.remount();
+        assert_eq!(look(&m, &expected), Vec::<String>::new());
+    }
+    counted(failed, "flipped bits that were heard of as errors");
+}
