@@ -114,6 +114,11 @@ impl Ranges {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Whether any of it is exclusive.
+    pub fn any_exclusive(&self) -> bool {
+        self.0.iter().any(|held| held.exclusive)
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub fn errno(e: &VfsError) -> Errno {
         VfsError::Range => Errno::ERANGE,
         VfsError::StillElsewhere(_) => Errno::EIO,
         VfsError::Stalled => Errno::EIO,
+        VfsError::Unsettled(_) => Errno::EIO,
         VfsError::Lost(_) => Errno::EIO,
         VfsError::Locked => Errno::EAGAIN,
         VfsError::LockLost(_) => Errno::EIO,

@@ -37,6 +37,7 @@ pub(super) async fn run(ingest: Arc<Ingest>) {
                 }
             }
             _ = look.tick() => {
+                ingest.spool.forget_kept();
                 if let Err(e) = ingest.sync_aged(CLOSED, WRITTEN).await {
                     warn!("syncing what waits to be stored: {e}");
                 }

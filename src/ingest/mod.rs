@@ -27,6 +27,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+pub(crate) use worker::StoreError;
 
 use crate::backend::{Backends, Records};
 use crate::content::{Sealed, Spool};

@@ -18,13 +18,22 @@ impl Ingest {
         Ok((exists && self.is_whole_here(hash).await?).then_some(content.blob))
     }
 
-    /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost. False when that
-    /// is not so.
-    pub(super) async fn takes_the_place(
+    /// Removes `blob`, which no commit can name any more, unless it can take the place of one that the store has lost.
+    /// Whoever was to remove it may have died; while it has the content's name, nobody else can.
+    pub(super) async fn give_up_object(
         &self,
         hash: &ContentHash,
         blob: &BlobId,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
+        if !self.takes_the_place(hash, blob).await? {
+            self.remove_stray(blob).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost. False when that
+    /// is not so.
+    async fn takes_the_place(&self, hash: &ContentHash, blob: &BlobId) -> Result<bool, StoreError> {
         let Some(known) = self.tree.read(|q| q.content(hash))? else {
             return Ok(false);
         };

@@ -404,10 +404,7 @@ impl Ingest {
                     }
                     StoreError::Tree(TreeError::NotFound) => Err(StoreError::Stale),
                     StoreError::Tree(TreeError::Reaped) => {
-                        // Whoever was to remove it may have died; while it has the content's name, nobody else can.
-                        if !self.takes_the_place(&hash, &published).await? {
-                            self.remove_stray(&published).await?;
-                        }
+                        self.give_up_object(&hash, &published).await?;
                         Err(e)
                     }
                     e => Err(e),

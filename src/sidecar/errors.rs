@@ -110,9 +110,10 @@ fn status(e: &VfsError) -> StatusCode {
         VfsError::Stalled => StatusCode::SERVICE_UNAVAILABLE,
         VfsError::Lost(_) => StatusCode::INTERNAL_SERVER_ERROR,
         // Nobody takes locks over HTTP.
-        VfsError::Locked | VfsError::LockLost(_) | VfsError::Overtaken(_) => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        VfsError::Locked
+        | VfsError::LockLost(_)
+        | VfsError::Overtaken(_)
+        | VfsError::Unsettled(_) => StatusCode::INTERNAL_SERVER_ERROR,
         VfsError::NoLocks(_) => StatusCode::SERVICE_UNAVAILABLE,
         VfsError::Interrupted => StatusCode::INTERNAL_SERVER_ERROR,
     }

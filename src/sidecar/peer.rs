@@ -1,5 +1,5 @@
-//! For other nodes of the cluster: `GET /peer/content/{ino}/{generation}`, what was closed here and waits to be stored; and
-//! `GET /peer/stored/{hash}`, stored content that is on this disk.
+//! For other nodes of the cluster: `GET /peer/content/{ino}/{generation}`, what was closed or synced here and waits to be
+//! stored; and `GET /peer/stored/{hash}`, stored content that is on this disk.
 //!
 //! The answer is whole only with its trailer, in which this node vouches for all bytes; one that a writer made impossible
 //! half-way breaks off without it.
@@ -32,7 +32,7 @@ pub(super) async fn content(
     Path((ino, generation)): Path<(u64, u64)>,
     uri: Uri,
 ) -> Result<Response, ApiError> {
-    let closed = app.ctx.vfs.closed(Ino(ino), Generation(generation))?;
+    let closed = app.ctx.vfs.closed(Ino(ino), Generation(generation)).await?;
     answer(&app, closed, &uri)
 }
 

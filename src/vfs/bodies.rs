@@ -125,6 +125,7 @@ impl Vfs {
         keep_mtime_of: Option<&Inode>,
     ) -> Result<()> {
         open.take_written();
+        open.take_unshown();
         if let Some(inode) = keep_mtime_of {
             disk::set_mtime(&file, inode.mtime)?;
             transition.acknowledged = Some(Acknowledged::of(generation, &file.metadata()?));

@@ -116,7 +116,7 @@ impl Vfs {
         told
     }
 
-    async fn acknowledge_state(
+    pub(super) async fn acknowledge_state(
         &self,
         open: &Arc<OpenInode>,
         file: &File,
@@ -136,6 +136,11 @@ impl Vfs {
                 Err(TreeError::NotFound) => return Ok(()),
                 Err(e) => return Err(e.into()),
             };
+            if transition.lent == transition.generation {
+                let next = transition.generation.next();
+                self.set_generation(open, transition, next)?;
+                continue;
+            }
             overlay(&mut inode, &meta);
             let op = Op::Pending {
                 ino: open.ino,
@@ -222,18 +227,20 @@ impl Vfs {
         transition: &mut Transition,
         unchanged: bool,
     ) -> Result<()> {
-        if let Some(generation) = self.spool.seal(open.ino) {
-            if unchanged {
-                self.store_unchanged(open.ino, generation).await?;
-            } else {
-                self.ingest.enqueue(open.ino, generation);
-            }
-        }
         transition.acknowledged = None;
+        if let Some(generation) = self.spool.seal(open.ino) {
+            let told = match unchanged {
+                true => self.announce_unchanged(open.ino, generation).await,
+                false => Ok(()),
+            };
+            // Where the namespace could not be told, a worker does so.
+            self.ingest.enqueue(open.ino, generation);
+            told?;
+        }
         Ok(())
     }
 
-    fn reopen(&self, ino: Ino, generation: Generation, file: &File) -> io::Result<File> {
+    pub(super) fn reopen(&self, ino: Ino, generation: Generation, file: &File) -> io::Result<File> {
         let path = self.spool.path(ino, generation);
         match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -261,7 +268,7 @@ impl Vfs {
     }
 
     /// A taken-back spool file that was not changed after all still has to be stored under its new generation.
-    async fn store_unchanged(&self, ino: Ino, generation: Generation) -> Result<()> {
+    async fn announce_unchanged(&self, ino: Ino, generation: Generation) -> Result<()> {
         let inode = self.tree.read(|q| q.inode(ino))?;
         let op = Op::Pending {
             ino,
@@ -274,7 +281,6 @@ impl Vfs {
         self.tree
             .submit(Origin::Kernel, Commitment::Committed, vec![op])
             .await?;
-        self.ingest.enqueue(ino, generation);
         Ok(())
     }
 

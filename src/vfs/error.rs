@@ -30,6 +30,9 @@ pub enum VfsError {
     /// Nothing came from the store for a while.
     #[error("the store sends nothing")]
     Stalled,
+    /// What is written just now keeps others from being shown what was written before.
+    #[error("a write to inode {0} that is under way does not end")]
+    Unsettled(u64),
     /// Content that this node should have is not on its disk.
     #[error("the content of inode {0} is missing from this machine's disk")]
     Lost(u64),

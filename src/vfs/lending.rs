@@ -1,4 +1,4 @@
-//! What other nodes may have of content that is pending here.
+//! What other nodes may have of content that is pending here, or was until it was removed or replaced.
 
 use std::io;
 use std::sync::Arc;
@@ -15,11 +15,22 @@ pub enum Closed {
     Waiting(Lent),
     /// Stored a moment ago.
     Stored(Arc<VerifiedFile>),
+    /// A copy of what is still open.
+    Copied(Vec<u8>),
 }
 
 impl Vfs {
-    /// What was closed here as exactly this generation; `None` when that is not here, or still written.
-    pub fn closed(&self, ino: Ino, generation: Generation) -> Result<Option<Closed>> {
+    /// What was closed or synced here as exactly this generation; `None` when that is not here, or written just now.
+    pub async fn closed(&self, ino: Ino, generation: Generation) -> Result<Option<Closed>> {
+        if let Some(lent) = self.spool.lend(ino, generation)? {
+            return Ok(Some(Closed::Waiting(lent)));
+        }
+        if let Some(open) = self.opens.get(ino)
+            && let Some(bytes) = self.copy_of_open(&open, generation).await?
+        {
+            return Ok(Some(Closed::Copied(bytes)));
+        }
+        // It may have been closed while that was looked for.
         if let Some(lent) = self.spool.lend(ino, generation)? {
             return Ok(Some(Closed::Waiting(lent)));
         }
@@ -40,6 +51,7 @@ impl Closed {
         match self {
             Closed::Waiting(lent) => Ok(lent.file.metadata()?.len()),
             Closed::Stored(file) => Ok(file.size()),
+            Closed::Copied(bytes) => Ok(bytes.len() as u64),
         }
     }
 
@@ -55,6 +67,13 @@ impl Closed {
                 }
             }
             Closed::Stored(file) => file.read_at(buffer, offset),
+            Closed::Copied(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..));
+                let rest = rest.unwrap_or_default();
+                let n = rest.len().min(buffer.len());
+                buffer[..n].copy_from_slice(&rest[..n]);
+                Ok(n)
+            }
         }
     }
 }

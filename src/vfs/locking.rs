@@ -1,7 +1,8 @@
 //! The locks that programs take on files, where they are shared among machines (see [`crate::backend::FileLocks`]).
 //!
-//! What a caller may rely on: who gets a lock sees all that was closed, synced or unlocked before by those who had it.
-//! Whoever waits can be interrupted. A lock that was lost, since this machine could not be heard of for the lifetime of its
+//! What a caller may rely on: who gets a lock sees all that was closed, synced or unlocked before by those who had it. So
+//! an unlock that cannot show others what was written is an error, and the lock is held still; where a close ends it all
+//! the same, what was written gives way to what another machine writes next. Whoever waits can be interrupted. A lock that was lost, since this machine could not be heard of for the lifetime of its
 //! lease, makes everything fail with `EIO` that is then done through a handle by which it was taken, until it is taken anew
 //! or given up. What the kernel does by itself meanwhile, such as reading its own pages, is not seen here and does not
 //! fail.
@@ -153,6 +154,13 @@ impl LockBook {
         }
     }
 
+    /// Whether it has an exclusive lock on any byte, and may have written.
+    fn is_exclusive(&self, ino: Ino, holder: Holder) -> bool {
+        let may_write =
+            |e: &Entry| e.holder == holder && e.ranges.any_exclusive() && e.hold.is_valid();
+        !self.of(ino, may_write).is_empty()
+    }
+
     fn is_closing(&self, ino: Ino, holder: Holder) -> bool {
         let lately = |t: Instant| t.elapsed() < CLOSED_LATELY;
         let closing = |e: &Entry| e.holder == holder && e.closed.is_some_and(lately);
@@ -191,9 +199,8 @@ impl Vfs {
         let mut lost = self.locks.has_lost(ino);
         // The others cannot wait for this machine while it waits for them.
         let mut shown = self.publish_awaited(&handle.open).await;
-        if shown.is_ok() && !range.exclusive {
-            // It may have been exclusive until now.
-            shown = self.show_what_was_done(&handle).await;
+        if shown.is_ok() && !range.exclusive && self.locks.is_exclusive(ino, range.holder) {
+            shown = self.publish(&handle.open).await;
         }
         match shown {
             // What that cost was told when the lock was lost. This one is for what comes now.
@@ -263,18 +270,36 @@ impl Vfs {
         found.map_err(|e| VfsError::NoLocks(e.to_string()))
     }
 
-    /// Gives up what `holder` has of these bytes. `LockLost` when it was lost before.
+    /// Gives up what `holder` has of these bytes. `LockLost` when it was lost before. After any other error it is still held.
     pub async fn unlock(&self, fh: u64, holder: Holder, start: u64, end: u64) -> Result<()> {
         let handle = self.opens.handle(fh)?;
-        self.give_up(&handle, holder, start, end).await
+        match self.show_what_was_done(&handle, holder).await {
+            shown @ (Ok(()) | Err(VfsError::LockLost(_) | VfsError::Overtaken(_))) => {
+                self.give_up(&handle, holder, start, end, shown).await
+            }
+            // Nobody else is to have the lock before they can see what was written under it.
+            Err(e) => Err(e),
+        }
     }
 
-    async fn give_up(&self, handle: &Handle, holder: Holder, start: u64, end: u64) -> Result<()> {
+    /// The same where the kernel will not ask again.
+    async fn end(&self, handle: &Handle, holder: Holder) -> Result<()> {
+        let shown = self.show_what_was_done(handle, holder).await;
+        if shown.is_err() {
+            handle.open.note_unshown();
+        }
+        self.give_up(handle, holder, 0, TO_THE_END, shown).await
+    }
+
+    async fn give_up(
+        &self,
+        handle: &Handle,
+        holder: Holder,
+        start: u64,
+        end: u64,
+        shown: Result<()>,
+    ) -> Result<()> {
         let ino = handle.open.ino;
-        let shown = match self.show_what_was_done(handle).await {
-            Err(VfsError::Interrupted) => return Err(VfsError::Interrupted),
-            shown => shown,
-        };
         match self.let_go(ino, holder, start, end).await? {
             true => Err(VfsError::LockLost(ino.0)),
             false => shown,
@@ -304,7 +329,7 @@ impl Vfs {
         self.locks.note_closed(ino, fh);
         let mut given_up = Ok(());
         for holder in self.locks.of(ino, |e| e.holder == posix) {
-            given_up = self.give_up(&handle, holder, 0, TO_THE_END).await;
+            given_up = self.end(&handle, holder).await;
         }
         flushed.and(lost).and(given_up)
     }
@@ -313,8 +338,10 @@ impl Vfs {
     pub(super) async fn give_up_locks_of(&self, handle: &Handle, fh: u64) {
         let ino = handle.open.ino;
         for holder in self.locks.of(ino, |e| e.handles.contains(&fh)) {
-            // Nobody is left who could be told of a loss.
-            let _ = self.give_up(handle, holder, 0, TO_THE_END).await;
+            if let Err(e) = self.end(handle, holder).await {
+                // Nobody is left who could be told.
+                tracing::warn!("inode {ino}: the last close of a handle that had a lock: {e}");
+            }
         }
     }
 
@@ -334,19 +361,18 @@ impl Vfs {
 
     /// Before a lock is given up: the others can read what was written under it, though it is open still, here or in another
     /// process of this machine. By whatever handle it was written: POSIX locks go with any of them.
-    async fn show_what_was_done(&self, handle: &Handle) -> Result<()> {
+    async fn show_what_was_done(&self, handle: &Handle, holder: Holder) -> Result<()> {
+        let ino = handle.open.ino;
         match self.publish(&handle.open).await {
             Err(e @ (VfsError::LockLost(_) | VfsError::Overtaken(_) | VfsError::Interrupted)) => {
                 Err(e)
             }
-            Err(e) => {
-                tracing::warn!(
-                    "inode {}: what was written under a lock is not shown to others yet: {e}",
-                    handle.open.ino
-                );
+            // Whoever wrote did so under no lock of this holder.
+            Err(e) if !self.locks.is_exclusive(ino, holder) => {
+                tracing::warn!("inode {ino}: what was written is not shown to others yet: {e}");
                 Ok(())
             }
-            Ok(()) => Ok(()),
+            shown => shown,
         }
     }
 

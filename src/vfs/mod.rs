@@ -3,13 +3,14 @@
 //!
 //! [`Vfs`] joins the namespace ([`Tree`]), the bytes ([`Spool`], [`Sealed`]) and the way into the store
 //! ([`crate::ingest`]). [`names`] holds the operations on names and attributes; [`opening`], [`transfer`], `copying` and
-//! `closing` those on bytes, `bodies` and `remote` where those bytes are, `lending` what other nodes may have of them,
+//! `closing` those on bytes, `bodies` and `remote` where those bytes are, `lending` and `copies` what other nodes may have of them,
 //! `holdings` which of them a merge asks for, [`patience`] how long anybody waits, [`xattrs`] the extended attributes,
 //! [`locking`] and `sharing` what machines do with a file in turn, [`open`] what is open now.
 
 mod bodies;
 mod caller;
 mod closing;
+mod copies;
 mod copying;
 pub mod error;
 mod holdings;
@@ -111,6 +112,9 @@ impl Vfs {
         file_locks: Option<Arc<dyn FileLocks>>,
         peers: Option<Arc<dyn Peers>>,
     ) -> Vfs {
+        if peers.is_some() {
+            spool.keep_for_others();
+        }
         Vfs {
             arrivals: peers.map(|peers| Arc::new(Arrivals::new(sealed.clone(), peers))),
             node,

@@ -81,7 +81,8 @@ impl Acknowledged {
 pub enum Standing {
     /// The next version.
     Sound,
-    /// The same, but some of it was written under a lock that was lost: it gives way to what another machine wrote since.
+    /// The same, but some of it was written under a lock that was lost, or ended before others could be shown it: it gives
+    /// way to what another machine wrote since.
     Doubtful,
     /// No version of this inode, be it half filled or overtaken. The kernel has it as a backing file, so it is still there;
     /// nobody is told of it.
@@ -100,6 +101,9 @@ pub struct Transition {
     pub acknowledged: Option<Acknowledged>,
     /// Whether the namespace knows of this generation. Not while it is still the same as what was there before.
     pub announced: bool,
+    /// The last generation of it that another machine was given while it was open. What others have of a generation never
+    /// changes, so what is written from then on is of a later one.
+    pub lent: Generation,
     /// Whether it may be told to the namespace at all.
     pub standing: Standing,
 }
@@ -115,6 +119,8 @@ pub struct OpenInode {
     /// Something was written by way of this daemon since the spool file was filled, or told of. Set after each write: its
     /// length and times can be the same as before.
     written: AtomicBool,
+    /// A lock ended before what was written under it could be shown to others.
+    unshown: AtomicBool,
     gone: Mutex<Option<Inode>>,
 }
 
@@ -128,10 +134,12 @@ impl OpenInode {
                 generation: Generation(0),
                 acknowledged: None,
                 announced: false,
+                lent: Generation(0),
                 standing: Standing::Sound,
             }),
             body: RwLock::new(Body::Unloaded),
             written: AtomicBool::new(false),
+            unshown: AtomicBool::new(false),
             gone: Mutex::new(gone),
         }
     }
@@ -165,6 +173,16 @@ impl OpenInode {
     /// The same, and forgets it. Comes before a look at the file, so that no later write is forgotten.
     pub fn take_written(&self) -> bool {
         self.written.swap(false, Ordering::AcqRel)
+    }
+
+    /// Notes that a lock ended before what was written under it could be shown to others, who may have it by now.
+    pub fn note_unshown(&self) {
+        self.unshown.store(true, Ordering::Release);
+    }
+
+    /// Whether that was noted; forgets it.
+    pub fn take_unshown(&self) -> bool {
+        self.unshown.swap(false, Ordering::AcqRel)
     }
 
     /// The spool file that is written now.

@@ -213,6 +213,9 @@ impl Vfs {
         if !access.write {
             self.hold_content(open, &inode)?;
         }
+        if !access.truncate {
+            self.call_for(&inode);
+        }
         let backing = self.choose_mode(open, transition, &inode, register);
         // The kernel syncs the backing file with each write, and nobody tells the namespace. So it is told beforehand.
         if access.write

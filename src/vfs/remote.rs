@@ -26,6 +26,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// How long a fetch from a node may stand still once the content is to be had from the store as well, or is removed.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
+/// Up to this size what is pending elsewhere is fetched when it is opened, and not only when it is read.
+const CALLED_FOR_BYTES: u64 = 8 << 20;
 /// How long the store may take to send the first bytes before a node is asked for them as well.
 const HEDGE: Duration = Duration::from_secs(1);
 /// How long nobody else waits for what did not come.
@@ -80,6 +82,16 @@ impl Vfs {
                 let arrivals = self.arrivals.as_ref();
                 arrivals.is_some_and(|a| a.has(inode.ino, inode.generation))
             }
+        }
+    }
+
+    /// Begins to fetch what is pending elsewhere of a file that was opened: until it is read, it can be removed there.
+    pub(super) fn call_for(&self, inode: &Inode) {
+        if let (Body::Pending { node, .. }, Some(arrivals)) = (&inode.body, &self.arrivals)
+            && inode.size <= CALLED_FOR_BYTES
+            && !self.is_here(inode)
+        {
+            drop(arrivals.fetch(node, inode.ino, inode.generation, inode.size));
         }
     }
 

@@ -3,7 +3,6 @@
 //! over when a lock is got.
 
 use std::fs::{File, Metadata};
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,11 @@ use tokio::sync::MutexGuard;
 use super::open::{Acknowledged, Body, Mode, OpenInode, Standing, Transition, overlay};
 use super::patience::enter;
 use super::{Result, Vfs, VfsError};
+use crate::backend::BackendError;
 use crate::content::{ReadFile, disk};
+use crate::ingest::StoreError;
 use crate::tree::{self, Commitment, Inode, TreeError};
-use crate::types::Generation;
+use crate::types::{Generation, Ino};
 
 /// How long a write that is under way may keep an unlock from showing what was written before it, and a lock from what others
 /// wrote.
@@ -37,20 +38,37 @@ impl Vfs {
         if untouched && !transition.announced && !self.is_awaited(open)? {
             return Ok(());
         }
-        match transition.mode {
+        let shown = match transition.mode {
             Mode::Passthrough(_) => {
                 let written = open.take_written();
-                let stored = self
+                let mut shown = self
                     .publish_copy(open, &file, &mut transition, untouched)
                     .await;
-                if stored.is_err() && written {
+                if let Err(VfsError::Backend(BackendError::Unavailable(_))) = shown {
+                    // The others hear of it all the same, or do when the log is back, and fetch it from here.
+                    shown = self
+                        .acknowledge_state(
+                            open,
+                            &file,
+                            &mut transition,
+                            Commitment::Committed,
+                            written,
+                        )
+                        .await;
+                }
+                if shown.is_err() && written {
                     open.note_written();
                 }
-                stored
+                shown
             }
             Mode::Undecided | Mode::Cached => {
                 self.publish_itself(open, file, &mut transition).await
             }
+        };
+        match shown {
+            // Its last name went meanwhile.
+            Err(VfsError::Tree(TreeError::NotFound)) if open.gone().is_some() => Ok(()),
+            shown => shown,
         }
     }
 
@@ -61,9 +79,10 @@ impl Vfs {
         open: &OpenInode,
         transition: &mut Transition,
     ) -> Result<()> {
+        let unshown = open.take_unshown();
         match transition.standing {
             Standing::Void => return Err(VfsError::Overtaken(open.ino.0)),
-            Standing::Sound if self.locks.has_lost(open.ino) => {
+            Standing::Sound if unshown || self.locks.has_lost(open.ino) => {
                 transition.standing = Standing::Doubtful;
             }
             Standing::Sound | Standing::Doubtful => {}
@@ -89,7 +108,7 @@ impl Vfs {
         }
     }
 
-    fn is_awaited(&self, open: &OpenInode) -> Result<bool> {
+    pub(super) fn is_awaited(&self, open: &OpenInode) -> Result<bool> {
         match self.tree.read(|q| q.inode(open.ino)) {
             Ok(inode) => {
                 Ok(matches!(inode.body, tree::Body::Pending { node, .. } if node == self.node))
@@ -106,7 +125,7 @@ impl Vfs {
         file: Arc<File>,
         transition: &mut MutexGuard<'_, Transition>,
     ) -> Result<()> {
-        let reader = File::open(self.spool.path(open.ino, transition.generation))?;
+        let reader = self.reopen(open.ino, transition.generation, &file)?;
         *open.body.write() = Body::Sealed(ReadFile::Plain(Arc::new(reader)));
         // From here on nobody gets at the file without this transition; those who have it just now are in a write(2).
         let told = match alone_with(&file).await {
@@ -114,7 +133,7 @@ impl Vfs {
                 self.acknowledge_file(open, &file, transition, Commitment::Committed)
                     .await
             }
-            false => Err(VfsError::NotSupported("a write under way does not end")),
+            false => Err(VfsError::Unsettled(open.ino.0)),
         };
         if told.is_err() || open.gone().is_some() {
             *open.body.write() = Body::Spool(file);
@@ -139,12 +158,17 @@ impl Vfs {
         let mut inode = self.tree.read(|q| q.inode(open.ino))?;
         overlay(&mut inode, &meta);
         let times = (now.mtime, inode.ctime);
+        drop(self.reopen(open.ino, transition.generation, file)?);
+        if transition.lent == transition.generation && !untouched {
+            let next = transition.generation.next();
+            self.set_generation(open, transition, next)?;
+        }
         for _ in 0..ATTEMPTS {
             let stored = self
                 .ingest
                 .store_snapshot(open.ino, transition.generation, times)
                 .await
-                .map_err(io::Error::other)?;
+                .map_err(|e| not_stored(open.ino, e))?;
             if stored {
                 // What is written from now on is a later version. After power loss what was stored counts, until this one is
                 // synced itself.
@@ -199,6 +223,7 @@ impl Vfs {
             // Read anew, from where the namespace says.
             None => self.opens.reload(open.ino),
             Some(file) => {
+                let lost = open.take_unshown() || lost;
                 if lost && transition.standing == Standing::Sound {
                     transition.standing = Standing::Doubtful;
                 }
@@ -244,7 +269,19 @@ impl Vfs {
         *open.body.write() = Body::Spool(file);
         match alone {
             true => Ok(()),
-            false => Err(VfsError::Stalled),
+            false => Err(VfsError::Unsettled(open.ino.0)),
+        }
+    }
+}
+
+fn not_stored(ino: Ino, e: StoreError) -> VfsError {
+    match e {
+        StoreError::Backend(e) => e.into(),
+        StoreError::Tree(e) => e.into(),
+        StoreError::Io(e) => e.into(),
+        StoreError::Missing(_) => VfsError::Lost(ino.0),
+        StoreError::Stale | StoreError::LockLost | StoreError::StillMapped => {
+            VfsError::Unsettled(ino.0)
         }
     }
 }

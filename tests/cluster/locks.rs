@@ -1,16 +1,19 @@
 //! flock(2), POSIX and open-file-description locks, between processes of several machines.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use mongodb::bson::{Document, doc};
 use nix::sys::signal::Signal;
 
 use crate::Cluster;
-use crate::common::files::write_closed;
+use crate::common::disk::Disk;
+use crate::common::files::{sha256, write_closed};
 use crate::common::locker::{KINDS, Locker};
-use crate::common::mount::Mount;
+use crate::common::mount::{Mount, Place};
 use crate::common::run::{becomes, eventually, needs, sh};
 use crate::common::servers::{Etcd, shared_mongod, spawn_bound_to_process};
 
@@ -455,5 +458,146 @@ fn regression_what_was_written_under_a_lost_lock_gives_way() {
         expected.resize(20, 0);
         expected.extend(b"written\0\0\0written");
         assert_eq!(fs::read(b.at(&*name)).unwrap(), expected, "{name}");
+    }
+}
+
+/// What cannot be shown to the next holder is an error of the unlock, which leaves the lock as it was.
+#[test]
+fn regression_an_unlock_that_cannot_show_what_was_written_is_an_error() {
+    let cluster = Cluster::shared();
+    let (a, b) = (
+        cluster.node_with(&["--no-passthrough"]),
+        cluster.node_with(&["--no-passthrough"]),
+    );
+    for kind in KINDS {
+        file(&[&a, &b], kind, b"content");
+    }
+    a.stop();
+    let failing = "close=2*return(enospc)->2*return(eio)";
+    for kind in KINDS {
+        assert!(a.try_remount(&[("FAILPOINTS", failing)]));
+        let mut here = Locker::start(kind, &a.at(kind));
+        let mut there = Locker::start(kind, &b.at(kind));
+        assert_eq!(here.try_whole("ex"), "ok", "{kind}");
+        assert_eq!(here.try_range("write", 7, 0), "ok", "{kind}");
+        for error in ["ENOSPC", "ENOSPC", "EIO"] {
+            assert_eq!(here.try_whole("un"), error, "{kind}");
+            assert_eq!(there.try_whole("ex"), "EAGAIN", "{kind}");
+        }
+        // What is shared from then on was exclusive before.
+        assert_eq!(here.try_whole("sh"), "EIO", "{kind}");
+        assert_eq!(there.try_whole("sh"), "EAGAIN", "{kind}");
+        assert_eq!(here.try_whole("un"), "ok", "{kind}");
+        assert_eq!(there.try_whole("ex"), "ok", "{kind}");
+        assert_eq!(fs::read(b.at(kind)).unwrap(), b"contentwritten", "{kind}");
+        drop((here, there));
+        a.stop();
+    }
+}
+
+/// A close ends a lock all the same. What was written under it stays with its writer, and counts as long as nobody else has
+/// written the file since.
+#[test]
+fn regression_what_a_closed_lock_could_not_show_gives_way() {
+    let cluster = Cluster::shared();
+    let (a, b) = (
+        cluster.node_with(&["--no-passthrough"]),
+        cluster.node_with(&["--no-passthrough"]),
+    );
+    file(&[&a, &b], "f", b"content");
+    a.stop();
+    for (round, others_write) in [false, true].into_iter().enumerate() {
+        assert!(a.try_remount(&[("FAILPOINTS", "close=1*return(enospc)")]));
+        let before = fs::read(b.at("f")).unwrap();
+        let at = before.len() as u64;
+        let mut here = Locker::start("posix", &a.at("f"));
+        let mut there = Locker::start("posix", &b.at("f"));
+        assert_eq!(here.try_whole("ex"), "ok", "{round}");
+        assert_eq!(here.try_range("write", at, 0), "ok", "{round}");
+        // POSIX locks go with any descriptor.
+        assert_eq!(here.try_whole("reopen"), "ENOSPC", "{round}");
+        assert_eq!(there.try_whole("ex"), "ok", "{round}");
+        assert_eq!(fs::read(b.at("f")).unwrap(), before, "{round}");
+        let mut expected = before;
+        if others_write {
+            assert_eq!(there.try_range("write", at + 20, 0), "ok", "{round}");
+            expected.resize(expected.len() + 20, 0);
+        }
+        expected.extend(b"written");
+        assert_eq!(there.try_whole("un"), "ok", "{round}");
+        let end = if others_write { "EIO" } else { "ok" };
+        assert_eq!(here.try_whole("close"), end, "{round}");
+        for node in [&a, &b] {
+            becomes(SOON, Ok(expected.clone()), || {
+                fs::read(node.at("f")).map_err(|e| e.to_string())
+            });
+        }
+        drop((here, there));
+        a.wait_stored();
+        a.stop();
+    }
+}
+
+/// The kernel writes to the file by itself, so a copy is what others get; the disk has no room for one.
+#[test]
+fn regression_an_unlock_on_a_full_disk_is_an_error() {
+    let cluster = Cluster::shared();
+    let options: Vec<&str> = cluster.options.iter().map(String::as_str).collect();
+    let place = Place::new();
+    let disk = Disk::new(&place.data(), &place.work().join("disk"), 64, "mkfs.ext4");
+    let a = Mount::start_at(place, &options);
+    let b = cluster.node();
+    fs::File::create(a.at("f")).unwrap();
+    a.wait_stored();
+    becomes(SOON, true, || b.at("f").exists());
+    let mut here = Locker::start("flock", &a.at("f"));
+    let mut there = Locker::start("flock", &b.at("f"));
+    assert_eq!(here.try_whole("ex"), "ok");
+    assert_eq!(here.try_whole("write"), "ok");
+    assert_eq!(here.try_whole("sync"), "ok");
+    let filler = a.data().join("filler");
+    let mut filling = fs::File::create(&filler).unwrap();
+    for part in [1 << 20, 4096, 1] {
+        while filling.write_all(&vec![7; part]).is_ok() {}
+    }
+    filling.sync_all().unwrap();
+    assert_eq!(here.try_whole("un"), "ENOSPC");
+    assert_eq!(there.try_whole("ex"), "EAGAIN");
+    fs::remove_file(filler).unwrap();
+    drop(filling);
+    // The disk gives the space back in its own time.
+    gets(&mut here, "un");
+    assert_eq!(there.try_whole("ex"), "ok");
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"written");
+    drop((here, a));
+    drop(disk);
+}
+
+/// The store lost the object of a content, and what is written under a lock is that very content: it takes the lost one's
+/// place, and the unlock shows it.
+#[test]
+fn regression_an_unlock_heals_what_the_store_lost() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    write_closed(&a.at("lost"), b"written").unwrap();
+    fs::File::create(a.at("f")).unwrap();
+    a.wait_stored();
+    becomes(SOON, true, || b.at("f").exists());
+    let hash = sha256(b"written");
+    cluster.ask(async |db| {
+        let files = db.collection::<Document>("fs.files");
+        let lost = files.find_one_and_delete(doc! { "filename": &hash }).await;
+        let id = lost.unwrap().unwrap().get_object_id("_id").unwrap();
+        let chunks = db.collection::<Document>("fs.chunks");
+        chunks.delete_many(doc! { "files_id": id }).await.unwrap();
+    });
+    let mut here = Locker::start("flock", &a.at("f"));
+    let mut there = Locker::start("flock", &b.at("f"));
+    assert_eq!(here.try_whole("ex"), "ok");
+    assert_eq!(here.try_whole("write"), "ok");
+    assert_eq!(here.try_whole("un"), "ok");
+    assert_eq!(there.try_whole("ex"), "ok");
+    for name in ["f", "lost"] {
+        assert_eq!(fs::read(b.at(name)).unwrap(), b"written", "{name}");
     }
 }

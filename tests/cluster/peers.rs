@@ -229,11 +229,12 @@ fn nobody_but_a_node_of_the_cluster_is_served() {
     let _held = Held::new(&[&content]);
     let mut file = File::create(a.at("f")).unwrap();
     file.write_all(&content).unwrap();
-    // Known to the namespace, and still being written.
-    file.sync_all().unwrap();
     let path = waiting(&a).unwrap();
     let asker = Asker::of(&cluster, &a);
     assert_eq!(asker.fetch(&path).0, 404);
+    // Known to the namespace from now on.
+    file.sync_all().unwrap();
+    assert_eq!(asker.fetch(&path), (200, Some(content.clone())));
     close(file).unwrap();
     becomes(SOON, (200, Some(content.clone())), || asker.fetch(&path));
     assert_eq!(asker.fetch(&format!("{path}9")).0, 404);
@@ -602,4 +603,199 @@ fn a_file_that_is_rewritten_all_the_time_is_never_mixed() {
         fs::read(b.at("long")).is_ok_and(|f| f == content)
     });
     assert_eq!(fs::metadata(b.at("long")).unwrap().size(), LONG as u64);
+}
+
+/// The kernel writes to the file by itself, or through the daemon.
+const WAYS: [&[&str]; 2] = [&[], &["--no-passthrough"]];
+
+/// What was synced is known to all, so they can read it before its writer closes it.
+#[test]
+fn what_was_synced_and_is_still_open_is_read_elsewhere() {
+    let cluster = Cluster::shared();
+    let b = cluster.node();
+    for (n, way) in WAYS.into_iter().enumerate() {
+        let a = cluster.node_with(way);
+        let path = b.at(format!("f{n}"));
+        let mut content = bytes(71, 300_000);
+        let mut file = File::create(a.at(format!("f{n}"))).unwrap();
+        file.write_all(&content).unwrap();
+        file.sync_all().unwrap();
+        arrives(&path, content.len());
+        assert!(fs::read(&path).unwrap() == content, "{way:?}");
+        // Synced again, in the middle and longer.
+        content[1000..200_000].fill(7);
+        content.extend(bytes(72, 100_000));
+        file.rewind().unwrap();
+        file.write_all(&content).unwrap();
+        file.sync_data().unwrap();
+        becomes(SOON, true, || fs::read(&path).is_ok_and(|f| f == content));
+        // Synced, and written to since: whoever comes for it gets what there is when nobody writes.
+        content.fill(8);
+        file.rewind().unwrap();
+        file.write_all(&content).unwrap();
+        file.sync_all().unwrap();
+        content.fill(9);
+        file.rewind().unwrap();
+        file.write_all(&content).unwrap();
+        becomes(SOON, true, || fs::read(&path).is_ok_and(|f| f == content));
+        close(file).unwrap();
+        a.wait_stored();
+        assert!(fs::read(&path).unwrap() == content, "{way:?}");
+        // Of a large one nobody makes copies.
+        let large = vec![1; 9 << 20];
+        let mut file = File::create(a.at("large")).unwrap();
+        file.write_all(&large).unwrap();
+        file.sync_all().unwrap();
+        arrives(&b.at("large"), large.len());
+        read_fails(&b.at("large"));
+        close(file).unwrap();
+        becomes(SOON, true, || {
+            fs::read(b.at("large")).is_ok_and(|f| f == large)
+        });
+        fs::remove_file(a.at("large")).unwrap();
+        becomes(SOON, false, || b.at("large").exists());
+    }
+}
+
+/// A program that syncs and writes on all the time: whatever is read is one of its versions.
+#[test]
+fn what_is_synced_and_written_on_is_never_mixed() {
+    const LEN: usize = 200_000;
+    let cluster = Cluster::shared();
+    let b = cluster.node();
+    for (n, way) in WAYS.into_iter().enumerate() {
+        let a = cluster.node_with(way);
+        let path = b.at(format!("f{n}"));
+        let file = File::create(a.at(format!("f{n}"))).unwrap();
+        file.write_all_at(&[1; LEN], 0).unwrap();
+        file.sync_all().unwrap();
+        arrives(&path, LEN);
+        let end = Instant::now() + Duration::from_secs(6);
+        let last = std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for mark in (2..=9u8).cycle() {
+                    // Not at once, so that there is a middle.
+                    for part in 0..4 {
+                        let at = part * LEN / 4;
+                        file.write_all_at(&vec![mark; LEN / 4], at as u64).unwrap();
+                    }
+                    file.sync_data().unwrap();
+                    if Instant::now() > end {
+                        return mark;
+                    }
+                    std::thread::sleep(Duration::from_millis(u64::from(mark) * 25));
+                }
+                unreachable!()
+            });
+            let (mut whole, mut late, mut seen) = (0, 0, 0);
+            while Instant::now() < end {
+                match fs::read(&path) {
+                    Ok(got) => {
+                        assert_eq!(got.len(), LEN, "{way:?}");
+                        assert!(got.iter().all(|byte| *byte == got[0]), "{way:?}");
+                        whole += 1;
+                        seen |= 1 << got[0];
+                    }
+                    Err(e) => {
+                        assert_eq!(e.raw_os_error(), Some(libc::EIO), "{way:?}");
+                        late += 1;
+                    }
+                }
+            }
+            println!("{way:?}: {whole} reads, {late} late, versions {seen:b}");
+            assert!(i32::count_ones(seen) > 2, "{way:?}: {whole} reads");
+            writer.join().unwrap()
+        });
+        becomes(SOON, true, || {
+            fs::read(&path).is_ok_and(|f| f == [last; LEN])
+        });
+        close(file).unwrap();
+        a.wait_stored();
+        assert!(fs::read(&path).unwrap() == [last; LEN], "{way:?}");
+    }
+}
+
+/// Nobody had fetched a version yet, and whoever has it open reads it although it is removed, replaced or written over.
+#[test]
+fn what_goes_before_it_is_fetched_is_read_by_those_who_opened_it() {
+    let cluster = Cluster::shared();
+    let b = cluster.node();
+    for (n, way) in WAYS.into_iter().enumerate() {
+        let a = cluster.node_with(way);
+        let dir = format!("d{n}");
+        fs::create_dir(a.at(&dir)).unwrap();
+        let (old, new) = (bytes(81, 300_000), bytes(82, 300_000));
+        let held = Held::new(&[&old, &new]);
+        let names = ["removed", "replaced", "truncated", "written over"];
+        for name in names {
+            write_closed(&a.at(&dir).join(name), &old).unwrap();
+        }
+        let paths = names.map(|name| b.at(&dir).join(name));
+        for path in &paths {
+            arrives(path, old.len());
+        }
+        // It cannot have them when they go, and asks for them later.
+        a.signal(Signal::SIGSTOP);
+        let mut open = paths.each_ref().map(|path| File::open(path).unwrap());
+        std::thread::sleep(Duration::from_millis(2500));
+        a.signal(Signal::SIGCONT);
+        let here = |name: &str| a.at(&dir).join(name);
+        fs::remove_file(here("removed")).unwrap();
+        write_closed(&here("new"), &new).unwrap();
+        fs::rename(here("new"), here("replaced")).unwrap();
+        let mut truncated = File::create(here("truncated")).unwrap();
+        truncated.write_all(&new).unwrap();
+        let written = File::options().write(true).open(here("written over"));
+        let written = written.unwrap();
+        written.write_all_at(&new[..1000], 1000).unwrap();
+        for (name, file) in names.iter().zip(&mut open) {
+            let mut got = Vec::new();
+            file.read_to_end(&mut got).unwrap();
+            assert!(got == old, "{way:?}: {name}");
+        }
+        close(truncated).unwrap();
+        close(written).unwrap();
+        let mut over = old.clone();
+        over[1000..2000].copy_from_slice(&new[..1000]);
+        for (name, content) in [
+            ("replaced", &new),
+            ("truncated", &new),
+            ("written over", &over),
+        ] {
+            becomes(SOON, true, || {
+                fs::read(b.at(&dir).join(name)).is_ok_and(|f| f == *content)
+            });
+        }
+        drop(held);
+        a.wait_stored();
+    }
+}
+
+/// What went is kept for a few seconds, and what a reader opened comes at once.
+#[test]
+fn what_went_is_kept_for_a_moment_and_fetched_when_it_is_opened() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    let content = bytes(91, 300_000);
+    let _held = Held::new(&[&content]);
+    write_closed(&a.at("f"), &content).unwrap();
+    let path = becomes_waiting(&a);
+    let asker = Asker::of(&cluster, &a);
+    arrives(&b.at("f"), content.len());
+    let mut open = File::open(b.at("f")).unwrap();
+    becomes(SOON, (1, 0), || fetches(&b));
+    fs::remove_file(a.at("f")).unwrap();
+    assert_eq!(asker.fetch(&path), (200, Some(content.clone())));
+    becomes(SOON * 3, 404, || asker.fetch(&path).0);
+    let mut got = Vec::new();
+    open.read_to_end(&mut got).unwrap();
+    assert!(got == content);
+    assert_eq!(fetches(&b), (1, 0));
+}
+
+fn becomes_waiting(m: &Mount) -> String {
+    eventually(SOON, "a closed file", || {
+        let waits = m.health()["counts"]["waiting"] == 1;
+        waits.then(|| waiting(m)).flatten()
+    })
 }

@@ -28,6 +28,16 @@ impl Spool {
     /// Opens the file that was closed as exactly this generation; `None` when there is none, or it is open for writing, be
     /// it through a mapping alone.
     pub fn lend(&self, ino: Ino, generation: Generation) -> io::Result<Option<Lent>> {
+        Ok(match self.lend_present(ino, generation)? {
+            Some(lent) => Some(lent),
+            None => self.kept(ino, generation)?.map(|file| Lent {
+                file,
+                taken: Arc::default(),
+            }),
+        })
+    }
+
+    fn lend_present(&self, ino: Ino, generation: Generation) -> io::Result<Option<Lent>> {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(&ino) else {
             return Ok(None);

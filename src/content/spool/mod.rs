@@ -7,9 +7,12 @@
 //!
 //! After power loss a file may have its name and length and not its bytes. So a file whose bytes were synced carries a
 //! mark (`lasting`), and goes only when something that lasts as well has taken its place.
+//!
+//! What was removed or written over before it was stored is kept for other machines a little longer (`keepsakes`).
 
 mod aside;
 mod files;
+mod keepsakes;
 mod lasting;
 mod lend;
 mod spares;
@@ -168,6 +171,7 @@ pub struct Spool {
     changed: Notify,
     condemned: lasting::Condemned,
     spares: spares::Spares,
+    keepsakes: keepsakes::Keepsakes,
 }
 
 impl Spool {
@@ -179,6 +183,7 @@ impl Spool {
             entries: Mutex::default(),
             changed: Notify::new(),
             condemned: lasting::Condemned::default(),
+            keepsakes: keepsakes::Keepsakes::default(),
         }
     }
 

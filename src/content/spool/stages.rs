@@ -24,6 +24,7 @@ impl Spool {
         if let Some(before) = entries.remove(&ino)
             && before.generation != generation
         {
+            self.keep(ino, &before);
             entry.older = before.older;
             if before.lasting {
                 entry.older.push(before.generation);
@@ -67,6 +68,8 @@ impl Spool {
                 if meta.nlink() > 1 || (entry.lasting && !written) {
                     return Ok(TakeBack::Shared(path));
                 }
+                // Before there is a writer.
+                self.keep_copy(ino, entry);
                 // A publication that was cancelled late has made it read-only already.
                 let mode = meta.mode() & 0o7777 | 0o600;
                 std::fs::set_permissions(&path, Permissions::from_mode(mode))?;
@@ -198,6 +201,7 @@ impl Spool {
     pub fn discard(&self, ino: Ino) {
         let mut entries = self.entries.lock();
         if let Some(entry) = entries.remove(&ino) {
+            self.keep(ino, &entry);
             let path = self.path(ino, entry.generation);
             if entry.lasting || !entry.older.is_empty() {
                 let older = entry.older.iter().map(|g| self.path(ino, *g));
