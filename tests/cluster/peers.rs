@@ -20,6 +20,7 @@ use sha2::Sha256;
 use crate::Cluster;
 use crate::common::files::{bytes, close, sha256, write_closed};
 use crate::common::http;
+use crate::common::locker::Locker;
 use crate::common::mount::Mount;
 use crate::common::net::Network;
 use crate::common::run::{becomes, eventually};
@@ -743,23 +744,24 @@ fn what_goes_before_it_is_fetched_is_read_by_those_who_opened_it() {
         fs::remove_file(here("removed")).unwrap();
         write_closed(&here("new"), &new).unwrap();
         fs::rename(here("new"), here("replaced")).unwrap();
-        let mut truncated = File::create(here("truncated")).unwrap();
-        truncated.write_all(&new).unwrap();
-        let written = File::options().write(true).open(here("written over"));
-        let written = written.unwrap();
-        written.write_all_at(&new[..1000], 1000).unwrap();
+        // By a process that makes no other: each that ends would close the file along with it.
+        let mut writers = ["truncated", "written over"].map(|n| Locker::start("flock", &here(n)));
+        assert_eq!(writers[0].try_whole("truncate"), "ok", "{way:?}");
+        for writer in &mut writers {
+            assert_eq!(writer.try_range("write", 1000, 0), "ok", "{way:?}");
+        }
         for (name, file) in names.iter().zip(&mut open) {
             let mut got = Vec::new();
             file.read_to_end(&mut got).unwrap();
             assert!(got == old, "{way:?}: {name}");
         }
-        close(truncated).unwrap();
-        close(written).unwrap();
+        drop(writers);
         let mut over = old.clone();
-        over[1000..2000].copy_from_slice(&new[..1000]);
+        over[1000..1007].copy_from_slice(b"written");
+        let short = [&[0; 1000][..], b"written"].concat();
         for (name, content) in [
             ("replaced", &new),
-            ("truncated", &new),
+            ("truncated", &short),
             ("written over", &over),
         ] {
             becomes(SOON, true, || {

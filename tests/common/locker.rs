@@ -34,6 +34,8 @@ for line in sys.stdin:
             os.pwrite(fd, b"written", int(start))
         elif how == "read":
             os.pread(fd, 1, int(start))
+        elif how == "truncate":
+            os.ftruncate(fd, int(start))
         elif how == "sync":
             os.fsync(fd)
         elif how == "get":
