@@ -366,7 +366,7 @@ pub trait Membership: Send + Sync {
 /// What one node asks another for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wanted {
-    /// The bytes that it closed as this generation of this inode.
+    /// The bytes that it closed, or synced, as this generation of this inode.
     Closed(Ino, Generation),
     /// Stored content, if it has that on its disk.
     Stored(ContentHash),

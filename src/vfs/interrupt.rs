@@ -4,17 +4,22 @@
 //! is answered. So whoever answers late looks at the waiting thread some times a second: [`interrupted`] returns once that
 //! thread has a signal to see to, and the request is then answered with `EINTR`, on which the kernel either delivers the
 //! signal or starts the call again. Without a signal that answer would reach the program as an unknown error number, so
-//! nothing is guessed here: a thread that cannot be seen (of another process namespace, or hidden) has no signals.
+//! nothing is guessed here: a thread that cannot be seen (of another process namespace, or hidden) has no signals. One that
+//! was seen and has ended waits for nothing; what the kernel reads ahead for it outlives it.
 
 use std::time::Duration;
 
 /// How often a waiting thread is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Waits until thread `thread` has a signal to see to.
+/// Waits until thread `thread` has a signal to see to, or has ended.
 pub async fn interrupted(thread: u32) {
+    let seen = is_visible(thread);
     loop {
         tokio::time::sleep(LOOK).await;
+        if seen && !is_visible(thread) {
+            return;
+        }
         // Again, since a signal that another thread of the process is about to take is seen here for a moment.
         if is_interrupted(thread) {
             tokio::time::sleep(LOOK / 4).await;
@@ -45,6 +50,8 @@ fn is_interrupted(thread: u32) -> bool {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Signals {
     leader: u32,
+    /// It has ended, and nobody has asked for its exit code yet.
+    ended: bool,
     own: u64,
     shared: u64,
     blocked: u64,
@@ -65,6 +72,7 @@ impl Signals {
         let set = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
         Some(Signals {
             leader: field("Tgid:")?.parse().ok()?,
+            ended: field("State:")?.starts_with(['Z', 'X']),
             own: set("SigPnd:")?,
             shared: set("ShdPnd:")?,
             blocked: set("SigBlk:")?,
@@ -79,7 +87,7 @@ impl Signals {
             Some(leader) => self.shared & leader.blocked,
             None => self.shared,
         };
-        (self.own | shared) & !self.blocked & !self.ignored != 0
+        self.ended || (self.own | shared) & !self.blocked & !self.ignored != 0
     }
 }
 
@@ -92,6 +100,7 @@ mod tests {
         let set = |n: u32| 1u64 << (n - 1);
         let of = |own, shared, blocked, ignored| Signals {
             leader: 1,
+            ended: false,
             own,
             shared,
             blocked,
@@ -107,6 +116,25 @@ mod tests {
         assert!(!of(0, int, 0, 0).wake(Some(&of(0, int, 0, 0))));
         assert!(of(0, int, 0, 0).wake(Some(&of(0, int, int, 0))));
         assert!(of(kill, int, 0, 0).wake(Some(&of(0, int, 0, 0))));
+    }
+
+    #[tokio::test]
+    async fn regression_a_program_that_has_ended_waits_for_nothing() {
+        for asked_for in [true, false] {
+            let mut program = std::process::Command::new("sleep")
+                .arg("60")
+                .spawn()
+                .unwrap();
+            let waiting = tokio::spawn(interrupted(program.id()));
+            tokio::time::sleep(LOOK / 2).await;
+            program.kill().unwrap();
+            if asked_for {
+                program.wait().unwrap();
+            }
+            let ended = tokio::time::timeout(LOOK * 100, waiting).await;
+            ended.expect("a program that has ended is noticed").unwrap();
+            program.wait().unwrap();
+        }
     }
 
     #[test]

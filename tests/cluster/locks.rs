@@ -15,7 +15,7 @@ use crate::common::files::{sha256, write_closed};
 use crate::common::locker::{KINDS, Locker};
 use crate::common::mount::{Mount, Place};
 use crate::common::run::{becomes, eventually, needs, sh};
-use crate::common::servers::{Etcd, shared_mongod, spawn_bound_to_process};
+use crate::common::servers::{Etcd, Mongod, shared_etcd, shared_mongod, spawn_bound_to_process};
 
 const SOON: Duration = Duration::from_secs(20);
 /// The shortest life of a lease.
@@ -599,5 +599,32 @@ fn regression_an_unlock_heals_what_the_store_lost() {
     assert_eq!(there.try_whole("ex"), "ok");
     for name in ["f", "lost"] {
         assert_eq!(fs::read(b.at(name)).unwrap(), b"written", "{name}");
+    }
+}
+
+/// While MongoDB is away an unlock says what a close would: it is kept here, and shown when MongoDB is back, though the file
+/// is open still.
+#[test]
+fn regression_what_was_unlocked_without_mongodb_is_shown_later() {
+    let mongod = Mongod::start();
+    let cluster = Cluster::of(shared_etcd(), &mongod);
+    for (n, way) in [&[][..], &["--no-passthrough"]].into_iter().enumerate() {
+        let (a, b) = (cluster.node_with(way), cluster.node());
+        let name = format!("f{n}");
+        fs::File::create(a.at(&name)).unwrap();
+        a.wait_stored();
+        becomes(SOON, true, || b.at(&name).exists());
+        let mut here = Locker::start("flock", &a.at(&name));
+        assert_eq!(here.try_whole("ex"), "ok", "{way:?}");
+        assert_eq!(here.try_whole("write"), "ok", "{way:?}");
+        mongod.freeze();
+        assert_eq!(here.try_whole("un"), "ok", "{way:?}");
+        mongod.thaw();
+        becomes(SOON, Ok(b"written".to_vec()), || {
+            fs::read(b.at(&name)).map_err(|e| e.to_string())
+        });
+        assert_eq!(here.try_whole("close"), "ok", "{way:?}");
+        a.wait_stored();
+        assert_eq!(fs::read(b.at(&name)).unwrap(), b"written", "{way:?}");
     }
 }

@@ -205,3 +205,62 @@ fn regression_a_closed_file_is_kept_aside_without_a_copy() {
     let gone = spool.keep_aside(INO, Ino(10)).map_err(|e| e.kind());
     assert_eq!(gone, Err(io::ErrorKind::NotFound));
 }
+
+#[test]
+fn what_goes_is_kept_for_others_within_bounds() {
+    let (_d, spool) = spool();
+    let close = |ino: u64, content: &[u8]| {
+        let file = spool.create(Ino(ino), G1).unwrap();
+        (&*file).write_all(content).unwrap();
+        spool.seal(Ino(ino));
+    };
+    let lent = |ino: u64, generation| {
+        let lent = spool.lend(Ino(ino), generation).unwrap()?;
+        Some(std::io::read_to_string(lent.file).unwrap())
+    };
+    close(1, b"alone");
+    spool.discard(Ino(1));
+    assert_eq!(lent(1, G1), None);
+
+    spool.keep_for_others();
+    for ino in 2..=4 {
+        close(ino, b"old");
+    }
+    spool.discard(Ino(2));
+    spool.create(Ino(3), Generation(2)).unwrap();
+    let TakeBack::Writing(Generation(2), file) = spool.take_back(Ino(4), G1).unwrap() else {
+        panic!("not given back");
+    };
+    (&*file).write_all(b"new").unwrap();
+    for ino in 2..=4 {
+        assert_eq!(lent(ino, G1).as_deref(), Some("old"), "{ino}");
+        assert_eq!(lent(ino, Generation(2)), None, "{ino}");
+    }
+    // What is not closed is no version.
+    spool.discard(Ino(3));
+    assert_eq!(lent(3, Generation(2)), None);
+    // What a mapping may still write to does not stay as it was.
+    close(5, b"mapped");
+    spool.set_backing(Ino(5), true);
+    spool.set_backing(Ino(5), false);
+    let path = spool.path(Ino(5), G1);
+    let mapping = OpenOptions::new().write(true).open(path).unwrap();
+    spool.discard(Ino(5));
+    assert_eq!(lent(5, G1), None);
+    drop(mapping);
+    // The oldest make way, and what is too large is not kept.
+    for ino in 10..13 {
+        close(ino, &vec![b'x'; 7 << 20]);
+        spool.discard(Ino(ino));
+    }
+    assert_eq!(lent(2, G1), None);
+    assert_eq!(lent(10, G1), None);
+    assert!(lent(11, G1).is_some() && lent(12, G1).is_some());
+    close(13, &vec![b'x'; 9 << 20]);
+    spool.discard(Ino(13));
+    assert_eq!(lent(13, G1), None);
+    // Nothing of it has a name.
+    let found = spool.scan().unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].ino, found[0].generation), (Ino(4), Generation(2)));
+}
