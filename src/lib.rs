@@ -26,8 +26,9 @@
 //! killed. The last `release` seals the spool file and wakes a worker ([`ingest`]): hash → lock of the hash → already
 //! stored? else put → `Op::Commit` → the spool file is gone, its bytes are content.
 //!
-//! **Reading.** `open` finds out nothing yet. The first `read` takes the spool file of this node, else the sealed file
-//! ([`content::sealed`]), else fetches it from the store, hashed as it streams.
+//! **Reading.** `open` finds out nothing yet, but calls for what is small and waits at another node. The first `read` takes
+//! the spool file of this node, else the sealed file ([`content::sealed`]), else fetches it from the store, hashed as it
+//! streams.
 //!
 //! # What always holds
 //!

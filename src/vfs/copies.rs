@@ -7,6 +7,7 @@ use std::fs::Metadata;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::open::{Mode, OpenInode, Standing};
@@ -19,10 +20,28 @@ use crate::types::{Generation, Time};
 
 /// Up to this size: it is kept in memory while it is sent.
 const MOST_BYTES: u64 = 8 << 20;
+/// How many copies there are at a time. Whoever asks for one more is to come again.
+const MOST: usize = 8;
 /// For how long nobody may have written to it. A later write then shows in its times, however coarse these are.
 const QUIET: Duration = Duration::from_millis(50);
 /// How long such a moment is waited for.
 const MOMENT: Duration = Duration::from_secs(1);
+
+/// Room for copies.
+pub(super) struct Copies(Arc<Semaphore>);
+
+impl Default for Copies {
+    fn default() -> Self {
+        Copies(Arc::new(Semaphore::new(MOST)))
+    }
+}
+
+/// A copy of a file as one generation of it.
+pub struct OpenCopy {
+    /// All of it.
+    pub bytes: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
 
 enum Tried {
     Copied(Vec<u8>),
@@ -38,11 +57,14 @@ impl Vfs {
         &self,
         open: &Arc<OpenInode>,
         generation: Generation,
-    ) -> Result<Option<Vec<u8>>> {
+    ) -> Result<Option<OpenCopy>> {
+        let Ok(room) = self.copies.0.clone().try_acquire_owned() else {
+            return Ok(None);
+        };
         let until = Instant::now() + MOMENT;
         loop {
             match self.try_copy(open, generation).await? {
-                Tried::Copied(bytes) => return Ok(Some(bytes)),
+                Tried::Copied(bytes) => return Ok(Some(OpenCopy { bytes, _room: room })),
                 Tried::Unquiet if Instant::now() < until => sleep(QUIET).await,
                 Tried::Unquiet | Tried::Refused => return Ok(None),
             }

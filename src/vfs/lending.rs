@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::copies::OpenCopy;
 use super::{Result, Vfs};
 use crate::content::spool::Lent;
 use crate::content::{VerifiedFile, disk};
@@ -16,7 +17,7 @@ pub enum Closed {
     /// Stored a moment ago.
     Stored(Arc<VerifiedFile>),
     /// A copy of what is still open.
-    Copied(Vec<u8>),
+    Copied(OpenCopy),
 }
 
 impl Vfs {
@@ -26,9 +27,9 @@ impl Vfs {
             return Ok(Some(Closed::Waiting(lent)));
         }
         if let Some(open) = self.opens.get(ino)
-            && let Some(bytes) = self.copy_of_open(&open, generation).await?
+            && let Some(copy) = self.copy_of_open(&open, generation).await?
         {
-            return Ok(Some(Closed::Copied(bytes)));
+            return Ok(Some(Closed::Copied(copy)));
         }
         // It may have been closed while that was looked for.
         if let Some(lent) = self.spool.lend(ino, generation)? {
@@ -51,7 +52,7 @@ impl Closed {
         match self {
             Closed::Waiting(lent) => Ok(lent.file.metadata()?.len()),
             Closed::Stored(file) => Ok(file.size()),
-            Closed::Copied(bytes) => Ok(bytes.len() as u64),
+            Closed::Copied(copy) => Ok(copy.bytes.len() as u64),
         }
     }
 
@@ -67,7 +68,7 @@ impl Closed {
                 }
             }
             Closed::Stored(file) => file.read_at(buffer, offset),
-            Closed::Copied(bytes) => {
+            Closed::Copied(OpenCopy { bytes, .. }) => {
                 let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..));
                 let rest = rest.unwrap_or_default();
                 let n = rest.len().min(buffer.len());

@@ -94,6 +94,7 @@ pub struct Vfs {
     locks: LockBook,
     /// What comes from other nodes, if there are any.
     pub(crate) arrivals: Option<Arc<Arrivals>>,
+    copies: copies::Copies,
     given_up: remote::GivenUp,
     /// Fires whenever files get other content, or go; readers of pending content wait on it.
     pub(crate) content_change: tokio::sync::Notify,
@@ -126,6 +127,7 @@ impl Vfs {
             passthrough,
             file_locks,
             locks: LockBook::default(),
+            copies: copies::Copies::default(),
             given_up: remote::GivenUp::default(),
             content_change: tokio::sync::Notify::new(),
         }

@@ -87,7 +87,7 @@ impl Spool {
 
     /// Keeps a version that is about to lose its name, for good.
     pub(super) fn keep(&self, ino: Ino, entry: &Entry) {
-        self.keep_if(ino, entry, GONE_BYTES, |file| Ok(file));
+        self.keep_if(ino, entry, GONE_BYTES, Ok);
     }
 
     /// Keeps a copy of a version that is about to be written over.
