@@ -222,21 +222,37 @@ fn waiting(m: &Mount) -> Option<String> {
     Some(format!("/peer/content/{ino}/{generation}"))
 }
 
+/// The same, once it is closed.
+fn becomes_waiting(m: &Mount) -> String {
+    eventually(SOON, "a closed file", || {
+        let waits = m.health()["counts"]["waiting"] == 1;
+        waits.then(|| waiting(m)).flatten()
+    })
+}
+
 #[test]
 fn nobody_but_a_node_of_the_cluster_is_served() {
     let cluster = Cluster::shared();
     let (a, other) = (cluster.node(), cluster.node());
-    let content = bytes(21, 700_000);
-    let _held = Held::new(&[&content]);
-    let mut file = File::create(a.at("f")).unwrap();
-    file.write_all(&content).unwrap();
+    // By a process that makes no other: each that ends would close the file along with it.
+    write_closed(&a.at("open"), b"").unwrap();
+    a.wait_stored();
+    let mut writer = Locker::start("flock", &a.at("open"));
+    assert_eq!(writer.try_whole("write"), "ok");
     let path = waiting(&a).unwrap();
     let asker = Asker::of(&cluster, &a);
     assert_eq!(asker.fetch(&path).0, 404);
     // Known to the namespace from now on.
-    file.sync_all().unwrap();
-    assert_eq!(asker.fetch(&path), (200, Some(content.clone())));
-    close(file).unwrap();
+    assert_eq!(writer.try_whole("sync"), "ok");
+    assert_eq!(asker.fetch(&path), (200, Some(b"written".to_vec())));
+    drop(writer);
+    a.wait_stored();
+    a.wait_spool_empty();
+
+    let content = bytes(21, 700_000);
+    let _held = Held::new(&[&content]);
+    write_closed(&a.at("f"), &content).unwrap();
+    let path = becomes_waiting(&a);
     becomes(SOON, (200, Some(content.clone())), || asker.fetch(&path));
     assert_eq!(asker.fetch(&format!("{path}9")).0, 404);
     assert_eq!(asker.fetch("/peer/content/99999/1").0, 404);
@@ -793,11 +809,4 @@ fn what_went_is_kept_for_a_moment_and_fetched_when_it_is_opened() {
     open.read_to_end(&mut got).unwrap();
     assert!(got == content);
     assert_eq!(fetches(&b), (1, 0));
-}
-
-fn becomes_waiting(m: &Mount) -> String {
-    eventually(SOON, "a closed file", || {
-        let waits = m.health()["counts"]["waiting"] == 1;
-        waits.then(|| waiting(m)).flatten()
-    })
 }
