@@ -7,7 +7,8 @@
 //!
 //! The kernel drops what it is told of an inode or a name that it does not know. But it may have asked, and the answer, from
 //! before the change, be on its way: that one it would believe for as long as the answer says. So everything is told
-//! again, after each of [`AGAIN`].
+//! again, after each of [`AGAIN`]. But for names of directories: being told of a name the kernel takes it away from whoever
+//! works in there, and its getcwd(2) fails; by then somebody may.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -179,7 +180,8 @@ impl Invalidations {
     }
 
     /// Tells the kernel of names and attributes until [`Invalidations::close`].
-    pub fn run(&self, notifier: &Notifier) {
+    /// `is_directory` says what a name stands for now.
+    pub fn run(&self, notifier: &Notifier, is_directory: impl Fn(Ino, &[u8]) -> bool) {
         let mut echoes = Echoes::default();
         loop {
             let (changes, noted) = {
@@ -205,6 +207,11 @@ impl Invalidations {
             }
             self.0.tell(|pending| pending.told = noted);
             for (round, change) in echoes.take_due() {
+                if let Change::Entry(parent, name) = &change
+                    && is_directory(*parent, name)
+                {
+                    continue;
+                }
                 self.tell_of(notifier, &change);
                 echoes.add(round, &change);
             }

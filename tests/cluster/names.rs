@@ -136,3 +136,19 @@ fn regression_an_answer_that_a_change_overtook_is_not_believed_for_long() {
     });
     assert_eq!(fs::read(b.at("f")).unwrap(), b"changed");
 }
+
+/// Being told of a directory's name, the kernel takes it away from those who work in there.
+#[test]
+fn regression_a_new_directory_stays_a_working_directory() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    fs::create_dir(a.at("d")).unwrap();
+    becomes(SOON, true, || b.at("d").is_dir());
+    let program = std::process::Command::new("sh")
+        .args(["-c", "sleep 4; readlink /proc/self/cwd"])
+        .current_dir(b.at("d"))
+        .output()
+        .unwrap();
+    let there = String::from_utf8(program.stdout).unwrap();
+    assert_eq!(there.trim_end(), b.at("d").to_str().unwrap());
+}

@@ -278,9 +278,7 @@ impl Mount {
     /// Whether the daemon runs.
     pub fn is_running(&self) -> bool {
         let mut daemon = self.child.lock().unwrap();
-        daemon
-            .as_mut()
-            .is_some_and(|d| ended(d).is_none())
+        daemon.as_mut().is_some_and(|d| ended(d).is_none())
     }
 
     /// How often the daemon said that the mount serves.
