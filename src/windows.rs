@@ -48,6 +48,8 @@ macro_rules! windows {
 }
 
 windows! {
+    LOOKUP "lookup":
+        "Nothing happened.";
     CREATE_SPOOL "create-spool":
         "A spool file that no inode has; recovery removes it.";
     CREATE_NAME "create-name":

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Once;
 
 /// Whether the file that `file` (opened for reading only) refers to is certainly open for writing nowhere, not even in
 /// the kernel. "No" may also mean that this disk cannot tell.
@@ -20,6 +21,7 @@ pub fn is_nobody_elses(file: &File) -> bool {
 }
 
 fn is_granted(file: &File, lease: libc::c_int) -> bool {
+    ignore_breaks();
     // It ends with the second call, or with the descriptor.
     // SAFETY: fcntl with these commands takes an integer and touches no memory of ours.
     unsafe {
@@ -27,6 +29,16 @@ fn is_granted(file: &File, lease: libc::c_int) -> bool {
         let granted = libc::fcntl(fd, libc::F_SETLEASE, lease) == 0;
         granted && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
+}
+
+/// Whoever opens the file in the moment in which the lease is held makes the kernel send SIGIO to its holder, and a process
+/// that has said nothing about that signal ends by it. The opener goes on by itself as soon as the lease is given back.
+fn ignore_breaks() {
+    static IGNORED: Once = Once::new();
+    IGNORED.call_once(|| {
+        // SAFETY: no handler is installed, so nothing of ours runs in a signal's context.
+        unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    });
 }
 
 /// Whether the disk can tell on which `file` lies, which nobody writes now. Where it cannot, [`has_no_writer`] always says
@@ -52,5 +64,26 @@ mod tests {
         assert!(!is_nobody_elses(&File::create(&path).unwrap()));
         drop(reader);
         assert!(is_nobody_elses(&File::create(&path).unwrap()));
+    }
+
+    #[test]
+    fn regression_an_open_while_the_lease_is_held_ends_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = File::create(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        drop(file);
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20_000 {
+                    has_no_writer(&reader);
+                }
+                over.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                drop(File::options().write(true).open(&path).unwrap());
+            }
+        });
     }
 }

@@ -31,6 +31,7 @@ use crate::vfs::names::{AttrChange, NewNode};
 use crate::vfs::open::Backing;
 use crate::vfs::patience::asked_by;
 use crate::vfs::{Result, Vfs};
+use crate::windows;
 
 /// Largest read and write request.
 const REQUEST_BYTES: u32 = 1 << 20;
@@ -134,6 +135,7 @@ impl Filesystem for Adapter {
         let (this, name) = (self.clone(), name.as_bytes().to_vec());
         self.at_head(move |head| {
             let found = head.and_then(|()| this.vfs.lookup(ino(parent), &name));
+            windows::LOOKUP.passed();
             reply_entry(reply, this.ttl(), "lookup", found);
         });
     }

@@ -4,12 +4,17 @@
 //! requests that a callback is serving, such as a read of content that another node still has. So pages have a thread
 //! apart from names and attributes, which never wait. What is not told yet is kept as sets, so it is bounded by what is
 //! distinct.
+//!
+//! The kernel drops what it is told of an inode or a name that it does not know. But it may have asked, and the answer, from
+//! before the change, be on its way: that one it would believe for as long as the answer says. So everything is told
+//! again, after each of [`AGAIN`]. But for names of directories: being told of a name the kernel takes it away from whoever
+//! works in there, and its getcwd(2) fails; by then somebody may.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
 use parking_lot::{Condvar, Mutex};
@@ -23,11 +28,52 @@ use crate::vfs::{Result, VfsError};
 /// How long somebody who got a lock waits for the kernel to be told.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long after a change the kernel is told once more: an answer is under way for microseconds, on a busy machine for
+/// longer.
+const AGAIN: [Duration; 3] = [
+    Duration::from_millis(20),
+    Duration::from_millis(200),
+    Duration::from_secs(2),
+];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Change {
     Entry(Ino, Vec<u8>),
     Attributes(Ino),
     Content(Ino),
+}
+
+/// What is to be told again: for each of [`AGAIN`] in the order in which it is due.
+#[derive(Default)]
+struct Echoes([VecDeque<(Instant, Change)>; AGAIN.len()]);
+
+impl Echoes {
+    fn add(&mut self, round: usize, change: &Change) {
+        let Some(pause) = AGAIN.get(round) else {
+            return;
+        };
+        let change = match change {
+            // Pages are read after an answer, and by then it is known which they are.
+            Change::Content(ino) => Change::Attributes(*ino),
+            other => other.clone(),
+        };
+        self.0[round].push_back((Instant::now() + *pause, change));
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.0.iter().filter_map(|q| Some(q.front()?.0)).min()
+    }
+
+    /// Takes what is due out, each with the round after it.
+    fn take_due(&mut self) -> Vec<(usize, Change)> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (round, queue) in self.0.iter_mut().enumerate() {
+            let n = queue.partition_point(|(at, _)| *at <= now);
+            due.extend(queue.drain(..n).map(|(_, change)| (round + 1, change)));
+        }
+        due
+    }
 }
 
 #[derive(Default)]
@@ -134,36 +180,59 @@ impl Invalidations {
     }
 
     /// Tells the kernel of names and attributes until [`Invalidations::close`].
-    pub fn run(&self, notifier: &Notifier) {
+    /// `is_directory` says what a name stands for now.
+    pub fn run(&self, notifier: &Notifier, is_directory: impl Fn(Ino, &[u8]) -> bool) {
+        let mut echoes = Echoes::default();
         loop {
             let (changes, noted) = {
                 let mut pending = self.0.pending.lock();
-                while pending.changes.is_empty() && !pending.closed {
-                    self.0.wake.wait(&mut pending);
-                }
-                if pending.closed {
-                    return;
+                loop {
+                    if pending.closed {
+                        return;
+                    }
+                    let due = echoes.due();
+                    if !pending.changes.is_empty() || due.is_some_and(|due| due <= Instant::now()) {
+                        break;
+                    }
+                    match due {
+                        Some(due) => drop(self.0.wake.wait_until(&mut pending, due)),
+                        None => self.0.wake.wait(&mut pending),
+                    }
                 }
                 (std::mem::take(&mut pending.changes), pending.noted)
             };
             for change in changes {
-                let told = match &change {
-                    Change::Entry(parent, name) => {
-                        notifier.inval_entry(INodeNo(parent.0), &OsString::from_vec(name.clone()))
-                    }
-                    // A negative offset leaves the pages alone.
-                    Change::Attributes(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
-                    Change::Content(ino) => {
-                        self.0.pending.lock().pages.insert(*ino);
-                        self.0.wake.notify_all();
-                        notifier.inval_inode(INodeNo(ino.0), -1, 0)
-                    }
-                };
-                if let Err(e) = told {
-                    debug!("invalidating {change:?}: {e}");
-                }
+                self.tell_of(notifier, &change);
+                echoes.add(0, &change);
             }
             self.0.tell(|pending| pending.told = noted);
+            for (round, change) in echoes.take_due() {
+                if let Change::Entry(parent, name) = &change
+                    && is_directory(*parent, name)
+                {
+                    continue;
+                }
+                self.tell_of(notifier, &change);
+                echoes.add(round, &change);
+            }
+        }
+    }
+
+    fn tell_of(&self, notifier: &Notifier, change: &Change) {
+        let told = match change {
+            Change::Entry(parent, name) => {
+                notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
+            }
+            // A negative offset leaves the pages alone.
+            Change::Attributes(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+            Change::Content(ino) => {
+                self.0.pending.lock().pages.insert(*ino);
+                self.0.wake.notify_all();
+                notifier.inval_inode(INodeNo(ino.0), -1, 0)
+            }
+        };
+        if let Err(e) = told {
+            debug!("invalidating {change:?}: {e}");
         }
     }
 

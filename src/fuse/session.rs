@@ -84,7 +84,7 @@ pub fn mount(
     let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
     config.n_threads = Some((cores / 2).clamp(2, 8));
     let adapter = Adapter {
-        vfs,
+        vfs: vfs.clone(),
         runtime: tokio::runtime::Handle::current(),
         strict: options.strict,
         invalidations: invalidations.clone(),
@@ -99,7 +99,7 @@ pub fn mount(
     let (notifier, changes) = (session.notifier(), invalidations.clone());
     std::thread::Builder::new()
         .name("fuse-notify".into())
-        .spawn(move || changes.run(&notifier))?;
+        .spawn(move || changes.run(&notifier, |dir, name| vfs.is_directory(dir, name)))?;
     let thread = std::thread::Builder::new()
         .name("fuse".into())
         .spawn(move || {

@@ -4,11 +4,36 @@ use tracing::warn;
 
 use super::Ingest;
 use super::worker::{HASH_INLINE_BYTES, StoreError};
+use crate::backend::HashLock;
 use crate::content::is_damage;
 use crate::tree::{Commitment, Op, Origin, TreeError};
 use crate::types::{BlobId, ContentHash, Time};
 
+/// How a file gets its content.
+pub(super) enum Way {
+    /// It is stored already, as this object. The lock of its hash where the commit needs one.
+    Duplicate(BlobId, Option<HashLock>),
+    /// It is to be stored, under the lock of its hash.
+    Store(HashLock),
+}
+
 impl Ingest {
+    /// Finds out whether the content is stored already. Under the lock of its hash, unless objects have ids that are never
+    /// used again: then the namespace itself refuses a commit of one that was removed meanwhile, and many files with one
+    /// content need not be committed one after the other.
+    pub(super) async fn way(&self, hash: &ContentHash) -> Result<Way, StoreError> {
+        if !self.backends.content_dir_is_store
+            && let Some(blob) = self.present(hash).await?
+        {
+            return Ok(Way::Duplicate(blob, None));
+        }
+        let lock = self.backends.locks.acquire(hash).await?;
+        Ok(match self.present(hash).await? {
+            Some(blob) => Way::Duplicate(blob, Some(lock)),
+            None => Way::Store(lock),
+        })
+    }
+
     /// The object that holds the content already. A duplicate counts only against content that is really there.
     pub(super) async fn present(&self, hash: &ContentHash) -> Result<Option<BlobId>, StoreError> {
         let Some(content) = self.tree.read(|q| q.content(hash))? else {

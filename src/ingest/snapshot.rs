@@ -4,6 +4,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use super::Ingest;
+use super::present::Way;
 use super::worker::{Source, StoreError};
 use crate::backend::BackendError;
 use crate::content::disk;
@@ -72,19 +73,19 @@ impl Ingest {
     ) -> Result<(), StoreError> {
         let started_at = Time::now();
         let (hash, size) = (&digest.hash, digest.size);
-        let lock = self.backends.locks.acquire(hash).await?;
-        let blob = match self.present(hash).await? {
-            Some(blob) => blob,
-            None => {
+        let (blob, lock) = match self.way(hash).await? {
+            Way::Duplicate(blob, lock) => (blob, lock),
+            Way::Store(lock) => {
                 let gate = || lock.is_valid();
                 let put = self.backends.blobs.put(hash, size, source.path(), &gate);
-                match put.await {
+                let blob = match put.await {
                     Err(BackendError::Cancelled) => return Err(StoreError::LockLost),
                     put => put?.blob().clone(),
-                }
+                };
+                (blob, Some(lock))
             }
         };
-        if !lock.is_valid() {
+        if lock.as_ref().is_some_and(|lock| !lock.is_valid()) {
             return Err(StoreError::LockLost);
         }
         self.sealed.adopt(hash, source.path(), &digest.sums)?;

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tracing::{debug, error, info, warn};
 
 use super::large::LARGE_BYTES;
+use super::present::Way;
 use super::{Ingest, Job};
 use crate::backend::{BackendError, FileRecord, HashLock, Put};
 use crate::content::spool::{Freeze, Progress};
@@ -338,7 +339,7 @@ impl Ingest {
         if self.tree.read(|q| q.content(&hash))?.is_none() {
             self.note(&record).await;
         }
-        let lock = self.backends.locks.acquire(&hash).await?;
+        let way = self.way(&hash).await?;
         windows::LOCK.pass()?;
         let started_at = Time::now();
         progress.status = Status::Processing;
@@ -346,19 +347,18 @@ impl Ingest {
         record.status = Status::Processing;
         record.worker = Some(worker.to_owned());
         record.started_at = Some(started_at);
-        record.fence = lock.fence;
 
-        let present = self.present(&hash).await?;
-        let duplicate = present.is_some();
         let source = Source::of(self, job)?;
-        let blob = match present {
-            Some(blob) => {
+        let (blob, lock, duplicate) = match way {
+            Way::Duplicate(blob, lock) => {
                 self.freeze(job)?;
-                blob
+                (blob, lock, true)
             }
-            None => {
+            Way::Store(lock) => {
+                record.fence = lock.fence;
                 self.note(&record).await;
-                self.put(job, &hash, size, &source, &lock).await?
+                let blob = self.put(job, &hash, size, &source, &lock).await?;
+                (blob, Some(lock), false)
             }
         };
         let published = blob.clone();
@@ -377,40 +377,47 @@ impl Ingest {
             },
             now: Time::now(),
         };
-        match self.commit(&hash, &source, &sums, &lock, commit).await {
-            Ok(()) => {
-                self.spool.finish(job.ino, job.generation);
-                if duplicate {
-                    self.counters.duplicates.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    self.counters.stored.fetch_add(1, Ordering::Relaxed);
-                    self.counters.bytes.fetch_add(size, Ordering::Relaxed);
-                    record.status = Status::Done;
-                    record.done_at = Some(Time::now());
-                    self.note(&record).await;
+        let committed = self
+            .commit(&hash, &source, &sums, lock.as_ref(), commit)
+            .await;
+        if let Err(e) = committed {
+            self.spool.thaw(job.ino, job.generation);
+            // Also when it is tried again: by then the file may have other content.
+            self.unpublish(&hash, &published).await;
+            return match e {
+                StoreError::Tree(TreeError::Superseded) => {
+                    info!("inode {}: superseded before it was committed", job.ino);
+                    self.spool.lose(job.ino, job.generation);
+                    Err(StoreError::Stale)
                 }
-                debug!("{worker}: inode {} is {hash}, {size} bytes", job.ino);
-                Ok(())
-            }
-            Err(e) => {
-                self.spool.thaw(job.ino, job.generation);
-                // Also when it is tried again: by then the file may have other content.
-                self.unpublish(&hash, &published).await;
-                match e {
-                    StoreError::Tree(TreeError::Superseded) => {
-                        info!("inode {}: superseded before it was committed", job.ino);
-                        self.spool.lose(job.ino, job.generation);
-                        Err(StoreError::Stale)
-                    }
-                    StoreError::Tree(TreeError::NotFound) => Err(StoreError::Stale),
-                    StoreError::Tree(TreeError::Reaped) => {
-                        self.give_up_object(&hash, &published).await?;
-                        Err(e)
-                    }
-                    e => Err(e),
+                StoreError::Tree(TreeError::NotFound) => Err(StoreError::Stale),
+                StoreError::Tree(TreeError::Reaped) => {
+                    self.give_up_object(&hash, &published).await?;
+                    Err(e)
                 }
-            }
+                e => Err(e),
+            };
         }
+        // The spool file goes next, and it may be the content's own, so nobody removes that before.
+        // Until now it was what power loss would have left.
+        if let Err(e) = self.durable.reached(&self.tree, Tree::sync).await {
+            self.spool.thaw(job.ino, job.generation);
+            return Err(e.into());
+        }
+        windows::COMMIT_DURABLE.passed();
+        self.spool.finish(job.ino, job.generation);
+        if duplicate {
+            self.counters.duplicates.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.counters.stored.fetch_add(1, Ordering::Relaxed);
+            self.counters.bytes.fetch_add(size, Ordering::Relaxed);
+            record.status = Status::Done;
+            record.done_at = Some(Time::now());
+            self.note(&record).await;
+        }
+        drop(lock);
+        debug!("{worker}: inode {} is {hash}, {size} bytes", job.ino);
+        Ok(())
     }
 
     async fn hash(&self, job: Job) -> Result<Digest, StoreError> {
@@ -504,10 +511,10 @@ impl Ingest {
         hash: &ContentHash,
         source: &Source,
         sums: &Sums,
-        lock: &HashLock,
+        lock: Option<&HashLock>,
         commit: Op,
     ) -> Result<(), StoreError> {
-        if !lock.is_valid() {
+        if lock.is_some_and(|lock| !lock.is_valid()) {
             return Err(StoreError::LockLost);
         }
         windows::ADOPT.pass()?;
@@ -516,9 +523,6 @@ impl Ingest {
             .submit(Origin::Node, Commitment::Committed, vec![commit])
             .await?;
         windows::COMMIT.pass()?;
-        // The spool file goes next. Until now it was what power loss would have left.
-        self.durable.reached(&self.tree, Tree::sync).await?;
-        windows::COMMIT_DURABLE.passed();
         Ok(())
     }
 

@@ -221,12 +221,12 @@ impl Logged {
 
     /// What a merge noted as lost and had not seen to before the end.
     pub(super) fn given_up(&self) -> Result<Vec<(Ino, Generation)>> {
-        outbox::given_up(self.writer.lock().conn())
+        self.with_writer(|writer| outbox::given_up(writer.conn()))
     }
 
     /// That is done.
     pub(super) fn forget_given_up(&self) -> Result<()> {
-        outbox::forget_given_up(self.writer.lock().conn())
+        self.with_writer(|writer| outbox::forget_given_up(writer.conn()))
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
@@ -181,20 +182,32 @@ impl Logged {
 
     /// Asks the writer's own connection, between two transactions.
     pub(super) fn query<T>(&self, f: impl FnOnce(Query<'_>) -> Result<T>) -> Result<T> {
-        f(self.writer.lock().query())
+        self.with_writer(|writer| f(writer.query()))
+    }
+
+    /// Calls `f` with the writer, from anywhere but the leader. That holds the writer while it waits for the log, whose
+    /// answers the runtime's threads bring: one of them that waits here would wait for itself, and the whole node with it.
+    /// So the runtime is told, and another thread takes its place.
+    pub(super) fn with_writer<T>(&self, f: impl FnOnce(&mut Writer) -> T) -> T {
+        let ask = || f(&mut self.writer.lock());
+        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(ask),
+            _ => ask(),
+        }
     }
 
     /// Keeps a value that belongs to this node alone. It survives the daemon being killed.
     pub(super) fn set_local(&self, key: &str, value: u64) -> Result<()> {
-        let mut writer = self.writer.lock();
-        let result = writer
-            .begin()
-            .and_then(|()| writer.set("local", key, value))
-            .and_then(|()| writer.commit());
-        if result.is_err() {
-            writer.rollback();
-        }
-        result
+        self.with_writer(|writer| {
+            let result = writer
+                .begin()
+                .and_then(|()| writer.set("local", key, value))
+                .and_then(|()| writer.commit());
+            if result.is_err() {
+                writer.rollback();
+            }
+            result
+        })
     }
 
     pub(super) async fn catch_up(&self) -> Result<()> {

@@ -209,6 +209,9 @@ impl Vfs {
 
     fn show(&self, mut inode: Inode, open: Option<&Arc<OpenInode>>) -> Result<Attr> {
         let Some(file) = open.and_then(|o| o.spool_file()) else {
+            if let Some(meta) = self.spool.unannounced(inode.ino, inode.generation) {
+                overlay(&mut inode, &meta);
+            }
             let blocks = self.blocks_on_disk(&inode);
             let attr = Attr::from(inode);
             return Ok(Attr {

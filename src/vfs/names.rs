@@ -95,6 +95,12 @@ impl Vfs {
         self.with_overlay(inode)
     }
 
+    /// Whether `name` names a directory in `parent`.
+    pub fn is_directory(&self, parent: Ino, name: &[u8]) -> bool {
+        let inode = self.tree.read(|q| q.lookup(parent, name));
+        inode.is_ok_and(|inode| inode.is_dir())
+    }
+
     /// Makes a directory, symbolic link, fifo, socket, device, or an empty file that nobody has open.
     pub async fn make(
         &self,

@@ -113,3 +113,42 @@ fn one_of_two_machines_wins_each_name() {
     becomes(SOON, names(&mounts[0].path()), || names(&mounts[1].path()));
     assert_eq!(names(&mounts[1].path()).len(), 250);
 }
+
+/// The kernel drops what it is told of an inode that it does not know, and the answer from before the change comes later.
+#[test]
+fn regression_an_answer_that_a_change_overtook_is_not_believed_for_long() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    write_closed(&a.at("f"), b"old").unwrap();
+    becomes(SOON, true, || b.at("f").exists());
+    b.kill9();
+    // Each answer to a lookup is held up for this long.
+    assert!(b.try_remount(&[("FAILPOINTS", "lookup=sleep(600)")]));
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| fs::metadata(b.at("f")).unwrap().len());
+        std::thread::sleep(Duration::from_millis(150));
+        write_closed(&a.at("f"), b"changed").unwrap();
+        // Else it came too late, and nothing was overtaken.
+        assert_eq!(asked.join().unwrap(), 3);
+    });
+    becomes(Duration::from_secs(10), 7, || {
+        fs::metadata(b.at("f")).unwrap().len()
+    });
+    assert_eq!(fs::read(b.at("f")).unwrap(), b"changed");
+}
+
+/// Being told of a directory's name, the kernel takes it away from those who work in there.
+#[test]
+fn regression_a_new_directory_stays_a_working_directory() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    fs::create_dir(a.at("d")).unwrap();
+    becomes(SOON, true, || b.at("d").is_dir());
+    let program = std::process::Command::new("sh")
+        .args(["-c", "sleep 4; readlink /proc/self/cwd"])
+        .current_dir(b.at("d"))
+        .output()
+        .unwrap();
+    let there = String::from_utf8(program.stdout).unwrap();
+    assert_eq!(there.trim_end(), b.at("d").to_str().unwrap());
+}

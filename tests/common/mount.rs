@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -252,7 +253,7 @@ impl Mount {
         let deadline = Instant::now() + READY;
         while self.starts() == starts {
             let mut child = self.child.lock().unwrap();
-            if child.as_mut().unwrap().try_wait().unwrap().is_some() {
+            if ended(child.as_mut().unwrap()).is_some() {
                 *child = None;
                 return false;
             }
@@ -277,9 +278,7 @@ impl Mount {
     /// Whether the daemon runs.
     pub fn is_running(&self) -> bool {
         let mut daemon = self.child.lock().unwrap();
-        daemon
-            .as_mut()
-            .is_some_and(|d| d.try_wait().unwrap().is_none())
+        daemon.as_mut().is_some_and(|d| ended(d).is_none())
     }
 
     /// How often the daemon said that the mount serves.
@@ -324,7 +323,7 @@ impl Mount {
             let _ = daemon.kill();
             // The kernel may keep it until the next start, or the end of its mount, frees it.
             let deadline = Instant::now() + KILLED;
-            while daemon.try_wait().unwrap().is_none() {
+            while ended(&mut daemon).is_none() {
                 if Instant::now() > deadline {
                     std::thread::spawn(move || daemon.wait());
                     return;
@@ -344,7 +343,7 @@ impl Mount {
         let mut daemon = self.child.lock().unwrap().take().unwrap();
         let deadline = Instant::now() + END;
         loop {
-            if let Some(status) = daemon.try_wait().unwrap() {
+            if let Some(status) = ended(&mut daemon) {
                 return status;
             }
             if Instant::now() > deadline {
@@ -412,6 +411,17 @@ impl Drop for Mount {
         }
         self.kill9();
     }
+}
+
+/// How the daemon ended, if it has. Only a test kills it: any other signal is one that it should have lived through.
+fn ended(daemon: &mut Child) -> Option<ExitStatus> {
+    let status = daemon.try_wait().unwrap()?;
+    let expected = matches!(status.signal(), None | Some(libc::SIGKILL));
+    assert!(
+        expected || std::thread::panicking(),
+        "the daemon ended by a signal of its own: {status}"
+    );
+    Some(status)
 }
 
 /// Takes a mount away that a command of this test made in the background.

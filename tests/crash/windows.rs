@@ -155,6 +155,30 @@ fn killed_in_all(m: &Mount, passthrough: bool) {
     counted(kills, "kills in named windows");
 }
 
+/// What a close(2) could not tell the namespace is there all the same, for everybody and at once.
+#[test]
+fn regression_a_failed_close_hides_nothing() {
+    for options in [&[][..], &["--no-passthrough"]] {
+        let m = Mount::start(options);
+        m.kill9();
+        assert!(m.try_remount(&[("FAILPOINTS", "close=return(eio)")]));
+        for n in 0..40u64 {
+            let (path, content) = (m.at(format!("f{n}")), bytes(n, 5000));
+            let failed = write_closed(&path, &content).unwrap_err();
+            assert_eq!(failed.raw_os_error(), Some(libc::EIO));
+            // A worker tells it a little later.
+            assert_eq!(fs::metadata(&path).unwrap().len(), 5000, "f{n}");
+            assert!(fs::read(&path).unwrap() == content, "f{n}");
+        }
+        m.wait_stored();
+        m.kill9();
+        m.remount();
+        for n in 0..40u64 {
+            assert!(fs::read(m.at(format!("f{n}"))).unwrap() == bytes(n, 5000));
+        }
+    }
+}
+
 /// Killed while the cache of a node takes something in, and while it lets something go.
 #[test]
 fn in_a_cluster() {

@@ -2,14 +2,15 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, renameat_with};
 
 use crate::calls::Op::*;
-use crate::calls::{Caller, PAST, enter, on_own_thread};
+use crate::calls::{Caller, PAST, STRANGER, become_user, enter, on_own_thread};
 use crate::common::files::write_closed;
 use crate::common::mount::Mount;
+use crate::native::open_to_all;
 
 #[test]
 fn nameless_files_and_whiteouts_are_refused() {
@@ -147,4 +148,31 @@ fn a_running_program_can_be_truncated_by_o_rdonly_o_trunc() {
         let _ = running.kill();
         let _ = running.wait();
     }
+}
+
+/// The kernel asks for it in the same words as for the removal of set-id bits before somebody writes who has the file open.
+#[test]
+fn a_chown_of_nothing_can_pass_for_a_write() {
+    let m = open_to_all(&[]);
+    write_closed(&m.at("program"), b"text").unwrap();
+    let set_ids = || fs::set_permissions(m.at("program"), fs::Permissions::from_mode(0o6777));
+    let asks = || {
+        on_own_thread(|| {
+            enter(&m.path());
+            become_user(STRANGER);
+            Caller::new().call(&Chown("program".into(), -1, -1))
+        })
+    };
+    set_ids().unwrap();
+    assert_eq!(asks(), Err(libc::EPERM));
+    let open = OpenOptions::new()
+        .append(true)
+        .open(m.at("program"))
+        .unwrap();
+    assert!(asks().is_ok());
+    let mode = fs::metadata(m.at("program")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o777);
+    drop(open);
+    set_ids().unwrap();
+    assert_eq!(asks(), Err(libc::EPERM));
 }

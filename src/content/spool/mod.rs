@@ -19,7 +19,7 @@ mod spares;
 mod stages;
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -250,6 +250,18 @@ impl Spool {
     pub fn serves(&self, ino: Ino, current: Generation) -> bool {
         let entries = self.entries.lock();
         entries.get(&ino).is_some_and(|e| e.serves(current))
+    }
+
+    /// Length and times of a closed file that the namespace does not know of, as close(2) could not tell it. `current` is
+    /// the generation that it knows.
+    pub fn unannounced(&self, ino: Ino, current: Generation) -> Option<Metadata> {
+        let entries = self.entries.lock();
+        let entry = entries.get(&ino)?;
+        let closed = matches!(entry.stage, Stage::Sealed | Stage::Publishing);
+        if !closed || entry.generation <= current || !entry.serves(current) {
+            return None;
+        }
+        std::fs::metadata(self.path(ino, entry.generation)).ok()
     }
 
     /// The stage and generation of the inode's spool file.

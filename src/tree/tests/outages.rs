@@ -17,6 +17,8 @@ struct Way {
     cut: AtomicBool,
     /// The next append arrives, but its answer does not, and the way is cut.
     lose_answer: AtomicBool,
+    /// How long an append takes, in milliseconds.
+    slow: AtomicU64,
 }
 
 impl Way {
@@ -32,6 +34,10 @@ impl Way {
 impl TreeLog for Way {
     async fn append(&self, entry: &LogEntry) -> crate::backend::Result<Append> {
         self.open()?;
+        let slow = Duration::from_millis(self.slow.load(Ordering::SeqCst));
+        if !slow.is_zero() {
+            tokio::time::sleep(slow).await;
+        }
         let outcome = self.log.append(entry).await;
         if self.lose_answer.swap(false, Ordering::SeqCst) {
             self.cut.store(true, Ordering::SeqCst);
@@ -147,6 +153,7 @@ impl Node {
                 log: log.clone(),
                 cut: AtomicBool::new(false),
                 lose_answer: AtomicBool::new(false),
+                slow: AtomicU64::new(0),
             }),
             tree: None,
             spool: Arc::default(),
@@ -599,4 +606,40 @@ async fn checkpoints_let_the_log_be_short() {
     assert_eq!(a.find("of-b").unwrap().size, 5);
     assert_eq!(a.find("kept").unwrap().size, 6);
     assert!(b.find("n0").is_none() && b.find("n129").is_some());
+}
+
+/// A thread of the runtime that waited for the writer kept the log's answer, for which the writer is held, from coming: the
+/// node stood still for good.
+#[test]
+fn regression_who_asks_the_writer_keeps_no_answer_away() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let node = Node::new(&dir, "a", &HostileLog::new(3, 0)).await;
+            node.way.slow.store(400, Ordering::SeqCst);
+            let tree = node.tree().clone();
+            let appending = tokio::spawn(async move {
+                let ino = tree.new_ino().unwrap();
+                let op = create_op(ino, Ino::ROOT, b"f", FILE, Time(1));
+                submit(&tree, op).await.unwrap();
+            });
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let tree = node.tree().clone();
+            let asking = tokio::spawn(async move {
+                tree.note_unjudged(true).unwrap();
+                assert!(tree.is_unjudged().unwrap());
+                assert_eq!(tree.given_up().unwrap(), []);
+            });
+            appending.await.unwrap();
+            asking.await.unwrap();
+        });
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(30)).unwrap();
 }
