@@ -249,6 +249,7 @@ fn config(dir: &Path, cluster: Option<ClusterConfig>) -> Config {
         cluster,
         peer: None,
         api: None,
+        api_tls: None,
         workers: 1,
         queue: 1,
         cache_bytes: 1 << 30,

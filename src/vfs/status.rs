@@ -6,7 +6,7 @@ use super::{Result, Vfs};
 use crate::backend::{FileRecord, Load};
 use crate::content::spool::Stage;
 use crate::tree::conflicts::ConflictCopy;
-use crate::tree::{self, Content, Op, Origin, TreeError};
+use crate::tree::{self, Content, Op, Origin, Totals, TreeError};
 use crate::types::{ContentHash, Ino, Status, Time};
 
 /// The SHA-256 of nothing, which a file that was never written has.
@@ -251,17 +251,22 @@ impl Vfs {
         }
     }
 
-    /// How many files are written, wait to be stored, and are open; and the size of the tree.
-    pub fn counts(&self) -> Result<Counts> {
+    /// The size of the tree. Takes the longer the more is in it.
+    pub fn totals(&self) -> Result<Totals> {
+        Ok(self.tree.scan(|q| q.totals())?)
+    }
+
+    /// How many files are written, wait to be stored, and are open; beside the size of the tree.
+    pub fn counts(&self, totals: Totals) -> Counts {
         let (writing, waiting) = self.spool.counts();
         let (open_inodes, open_handles) = self.opens.counts();
-        Ok(Counts {
+        Counts {
             writing,
             waiting,
             open_inodes,
             open_handles,
-            totals: self.tree.scan(|q| q.totals())?,
-        })
+            totals,
+        }
     }
 
     /// How far this node has come, and what waits here.
@@ -310,7 +315,7 @@ pub struct Counts {
     pub open_handles: usize,
     /// The size of the tree.
     #[serde(flatten)]
-    pub totals: tree::Totals,
+    pub totals: Totals,
 }
 
 fn missing_in_spool() -> String {

@@ -238,14 +238,13 @@ async fn the_same_content_from_many_at_once_is_stored_once() {
     }
     node.until_done(&hash).await;
     for _ in 0..200 {
-        let counts = node.vfs.counts().unwrap();
-        if counts.waiting == 0 {
+        if node.vfs.node_load().unwrap().waiting_files == 0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let status = node.get(&format!("/status/{hash}")).await.json();
     assert_eq!(status["paths"].as_array().unwrap().len(), 8);
-    assert_eq!(node.vfs.counts().unwrap().totals.contents, 1);
+    assert_eq!(node.vfs.totals().unwrap().contents, 1);
     node.end().await;
 }

@@ -197,6 +197,7 @@ async fn a_panic_is_an_answer_and_a_route_without_a_door_is_refused() {
         ctx,
         scrub: Arc::default(),
         limits: quick(),
+        surveys: Surveys::default(),
         tasks: TaskTracker::new(),
     });
     async fn fails() {

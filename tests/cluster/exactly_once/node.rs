@@ -186,6 +186,7 @@ impl Node {
             workers: 3,
             queue: 100,
             cache_bytes: 2 << 20,
+            api_tls: None,
             mount: MountConfig::default(),
             gc_grace: Duration::from_secs(3600),
             token: None,
