@@ -35,6 +35,9 @@ use crate::fsck::scrub::Scrub;
 /// How long to wait after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a connection may hold of a request's header, or of an answer that nobody reads, in bytes.
+const BUFFER: usize = 64 << 10;
+
 /// The sidecar while it serves. Dropping it ends it at once; [`Running::stop`] lets requests finish.
 pub struct Running {
     addr: Option<SocketAddr>,
@@ -258,6 +261,7 @@ impl Connection {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.header_read)
+            .max_buf_size(BUFFER)
             .serve_connection(
                 TokioIo::new(Box::pin(stream)),
                 TowerToHyperService::new(router),
