@@ -43,7 +43,8 @@ pub struct Counters {
     pub mismatches: AtomicU64,
     /// Contents dropped to stay within the bound.
     pub evictions: AtomicU64,
-    /// Contents on this disk that were found damaged, with those that lay in quarantine at the start.
+    /// Contents that were found damaged, on this disk or by this node in the store, with those that lay in quarantine at the
+    /// start.
     pub damaged: AtomicU64,
 }
 

@@ -14,12 +14,12 @@ impl Ingest {
         let Some(content) = self.tree.read(|q| q.content(hash))? else {
             return Ok(None);
         };
-        let exists = self.backends.blobs.exists(&content.blob).await?;
-        Ok((exists && self.is_whole_here(hash).await?).then_some(content.blob))
+        let whole = self.backends.blobs.is_whole(&content.blob).await?;
+        Ok((whole && self.is_whole_here(hash).await?).then_some(content.blob))
     }
 
-    /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost. False when that
-    /// is not so.
+    /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost or damaged. False
+    /// when that is not so.
     pub(super) async fn takes_the_place(
         &self,
         hash: &ContentHash,
@@ -29,7 +29,7 @@ impl Ingest {
             return Ok(false);
         };
         let lost = known.blob;
-        if lost == *blob || self.backends.blobs.exists(&lost).await? {
+        if lost == *blob || self.backends.blobs.is_whole(&lost).await? {
             return Ok(false);
         }
         let replace = Op::Replace {
@@ -44,7 +44,7 @@ impl Ingest {
             .await
         {
             Ok(_) => {
-                warn!("the store had lost {hash}: it is stored anew");
+                warn!("the store had lost or damaged {hash}: it is stored anew");
                 Ok(true)
             }
             Err(TreeError::Reaped) => Ok(false),

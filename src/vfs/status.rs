@@ -112,12 +112,22 @@ impl Vfs {
                     true => Status::Duplicate,
                     false => Status::Done,
                 };
-                (
-                    FileStatus::new(Some(*hash), status),
-                    self.sealed.damage(hash, inode.size)?,
-                )
+                let missing = match self.sealed.damage(hash, inode.size)? {
+                    None => self.fault_met(hash)?,
+                    damage => damage,
+                };
+                (FileStatus::new(Some(*hash), status), missing)
             }
         })
+    }
+
+    /// What this node has met of the content's object in the store, unless another has taken its place.
+    fn fault_met(&self, hash: &ContentHash) -> Result<Option<String>> {
+        let Some((blob, fault)) = self.sealed.fault_met(hash)? else {
+            return Ok(None);
+        };
+        let content = self.tree.read(|q| q.content(hash))?;
+        Ok(content.filter(|now| now.blob == blob).map(|_| fault))
     }
 
     /// The record of a content: what the store's records or the namespace know. `None` when no file has it.
@@ -151,7 +161,10 @@ impl Vfs {
     }
 
     fn record_of(&self, content: Content) -> Result<FileRecord> {
-        let mut error = self.sealed.damage(&content.hash, content.size)?;
+        let mut error = match self.sealed.damage(&content.hash, content.size)? {
+            None => self.fault_met(&content.hash)?,
+            damage => damage,
+        };
         if error.is_some() {
             // It may just have been removed with its last file.
             error = error.filter(|_| self.content(&content.hash).is_ok_and(|c| c.is_some()));
