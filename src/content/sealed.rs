@@ -135,11 +135,14 @@ impl Sealed {
 
     /// Remembers that the object is not what it should be, and tells the others.
     async fn note_lost(&self, hash: &ContentHash, blob: &BlobId, e: &BackendError) {
+        if self.usage().is_none() {
+            // This directory is the store, and says it by itself.
+            return;
+        }
         match e {
-            BackendError::NotFound => self.lost.note(hash, blob, "is missing"),
+            BackendError::NotFound => self.met(hash, blob, "is missing"),
             BackendError::Corrupt(_) => {
-                self.counters().damaged.fetch_add(1, Ordering::Relaxed);
-                self.lost.note(hash, blob, "is damaged");
+                self.met(hash, blob, "is damaged");
                 if let Err(e) = self.blobs.condemn(blob).await {
                     warn!("that the stored object of {hash} is damaged is not noted there: {e}");
                 }
@@ -151,13 +154,19 @@ impl Sealed {
         }
     }
 
+    fn met(&self, hash: &ContentHash, blob: &BlobId, fault: &str) {
+        if self.lost.note(hash, blob, fault) {
+            self.counters().damaged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Asks the store what is wrong with the objects of these contents, as far as one sees without reading them.
     pub async fn faults(&self, contents: &[(ContentHash, BlobId)]) -> Result<Vec<Option<String>>> {
         let blobs: Vec<_> = contents.iter().map(|(_, blob)| blob.clone()).collect();
         let faults = self.blobs.faults(&blobs).await?;
         for ((hash, blob), fault) in contents.iter().zip(&faults) {
             match fault {
-                Some(fault) => self.lost.note(hash, blob, fault),
+                Some(fault) => self.met(hash, blob, fault),
                 None => self.lost.forget(hash),
             }
         }

@@ -39,11 +39,10 @@ pub async fn in_store(
         };
         for (content, fault) in page.into_iter().zip(faults) {
             if let Some(fault) = fault {
-                let (hash, what) = (content.hash, said(&content.hash, &fault));
+                let what = said(&content.hash, &fault);
                 // Removed, or stored anew, since the page was made.
                 if let Some(paths) = asked(tree, move |tree| paths(tree, &content)).await? {
                     report.add(Outcome::Left, what, paths);
-                    tracing::warn!("fsck: the stored object of {hash} {fault}");
                 }
             }
         }

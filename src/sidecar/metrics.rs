@@ -127,7 +127,7 @@ fn cache(app: &App, registry: &mut Registry) {
     counter(registry, "peer_fetches", help, &done.peer_fetches);
     let help = "Fetches whose bytes were wrong";
     counter(registry, "cache_mismatches", help, &done.mismatches);
-    let help = "Contents found damaged, on this disk or by this node in the store";
+    let help = "Contents found damaged on this disk, or not whole in the store";
     counter(registry, "contents_damaged", help, &done.damaged);
     let help = "Contents dropped to keep to the bound";
     counter(registry, "cache_evictions", help, &done.evictions);
