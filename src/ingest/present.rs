@@ -1,9 +1,12 @@
 //! Whether a content is stored already, so that a file with the same can be given up.
 
+use std::path::Path;
+
 use tracing::warn;
 
 use super::Ingest;
 use super::worker::{HASH_INLINE_BYTES, StoreError};
+use crate::backend::BackendError;
 use crate::content::is_damage;
 use crate::tree::{Commitment, Op, Origin, TreeError};
 use crate::types::{BlobId, ContentHash, Time};
@@ -16,6 +19,50 @@ impl Ingest {
         };
         let whole = self.backends.blobs.is_whole(&content.blob).await?;
         Ok((whole && self.is_whole_here(hash).await?).then_some(content.blob))
+    }
+
+    /// Stores a content that the namespace knows from `source`, which holds its bytes and which nobody writes to any more,
+    /// unless it is really there. Whether it had to be stored.
+    pub async fn restore(
+        &self,
+        hash: &ContentHash,
+        size: u64,
+        source: &Path,
+    ) -> Result<bool, BackendError> {
+        self.restored(hash, size, source)
+            .await
+            .map_err(|e| match e {
+                StoreError::Backend(e) => e,
+                StoreError::Io(e) => e.into(),
+                e => BackendError::Unavailable(e.to_string()),
+            })
+    }
+
+    async fn restored(
+        &self,
+        hash: &ContentHash,
+        size: u64,
+        source: &Path,
+    ) -> Result<bool, StoreError> {
+        // Mostly it is there, and costs no lock.
+        if self.present(hash).await?.is_some() {
+            return Ok(false);
+        }
+        let lock = self.backends.locks.acquire(hash).await?;
+        let known = self.tree.read(|q| q.content(hash))?;
+        if known.is_none() || self.present(hash).await?.is_some() {
+            return Ok(false);
+        }
+        let gate = || lock.is_valid();
+        let put = self.backends.blobs.put(hash, size, source, &gate).await?;
+        let blob = put.blob();
+        let known = self.tree.read(|q| q.content(hash))?;
+        if known.is_none_or(|known| known.blob != *blob)
+            && !self.takes_the_place(hash, blob).await?
+        {
+            self.remove_stray(blob).await?;
+        }
+        Ok(true)
     }
 
     /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost or damaged. False

@@ -10,6 +10,7 @@ use mongodb::bson::{Binary, Document, doc};
 
 use crate::Cluster;
 use crate::common::files::{bytes, sha256, write_closed, xattr};
+use crate::common::http::upload;
 use crate::common::mount::{Mount, oncefs_ended};
 use crate::common::run::{Ended, becomes};
 
@@ -168,6 +169,15 @@ fn regression_what_lacks_a_chunk_is_no_duplicate() {
         assert!(fs::read(b.at(name)).unwrap() == content, "{name}");
     }
     assert_eq!(b.health()["damaged"], 0);
+    assert_eq!(stored(&cluster), (1, 4));
+    // Nor for who uploads it under its own name.
+    damage(&cluster, &content, Damage::ChunkGone);
+    for status in ["queued", "duplicate"] {
+        let answer = upload(a.api(), "", "f", &content);
+        assert_eq!(answer.json()["status"], status);
+    }
+    let c = cluster.node();
+    assert!(fs::read(c.at("f")).unwrap() == content);
     assert_eq!(stored(&cluster), (1, 4));
     // Nor is an object that the namespace does not know.
     let other = bytes(8, LEN);
