@@ -30,6 +30,15 @@ pub struct EtcdTls {
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
+/// Where the API's certificate and its key are, in PEM; absolute.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate, followed by those between it and its authority.
+    pub cert: PathBuf,
+    /// The key, without a passphrase.
+    pub key: PathBuf,
+}
+
 /// Options of the mount itself.
 #[derive(Clone, Debug, Default)]
 pub struct MountConfig {
@@ -58,6 +67,8 @@ pub struct Config {
     pub cluster: Option<ClusterConfig>,
     /// Where the sidecar listens; `None`: only on the control socket in the data directory.
     pub api: Option<SocketAddr>,
+    /// What the sidecar proves itself with there; `None`: plain HTTP.
+    pub api_tls: Option<TlsFiles>,
     /// Where peers of the cluster may ask for content, as they reach this node: host and port. `None`: nowhere.
     pub peer: Option<String>,
     /// How many workers store content.

@@ -182,6 +182,8 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
     check_fuse()?;
+    let tls = config.api_tls.as_ref().map(sidecar::Tls::load).transpose();
+    let tls = tls.map_err(NodeError::Sidecar)?;
     let data = DataDir::new(&config.data_dir);
     release_killed(&data).await?;
     prepare_mountpoint(&config)?;
@@ -276,9 +278,14 @@ pub async fn run(
         data: data.clone(),
         gc_grace: config.gc_grace,
     };
-    let serving = sidecar::start(context, config.api, config.peer.as_deref(), &data.control())
-        .await
-        .map_err(NodeError::Sidecar)?;
+    let doors = sidecar::Doors {
+        api: config.api,
+        tls,
+        peer: config.peer.as_deref(),
+        control: &data.control(),
+    };
+    let serving = sidecar::start(context, doors).await;
+    let serving = serving.map_err(NodeError::Sidecar)?;
 
     let vfs_of_reports = vfs.clone();
     let (ended, mount_ended) = oneshot::channel();

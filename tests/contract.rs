@@ -249,6 +249,7 @@ fn config(dir: &Path, cluster: Option<ClusterConfig>) -> Config {
         cluster,
         peer: None,
         api: None,
+        api_tls: None,
         workers: 1,
         queue: 1,
         cache_bytes: 1 << 30,
@@ -290,6 +291,7 @@ both_sides!(
     removed_content_is_gone_and_can_be_stored_again,
     foreign_blob_ids_are_not_found,
     stored_content_is_not_unfinished,
+    faults_are_told_one_by_one,
     locks_exclude_and_fences_grow,
     locks_of_different_hashes_do_not_wait,
     a_waiter_that_gives_up_leaves_no_trace,
@@ -414,6 +416,29 @@ async fn stored_content_is_not_unfinished(side: Side) {
     side.put(0, &bytes).await.unwrap();
     let unfinished = side.node(1).blobs.unfinished(Duration::ZERO).await;
     assert_eq!(unfinished.unwrap(), []);
+}
+
+async fn faults_are_told_one_by_one(side: Side) {
+    let (gone, stays) = (random_bytes(600_000), random_bytes(1));
+    let (gone, stays) = (
+        side.put(0, &gone).await.unwrap(),
+        side.put(1, &stays).await.unwrap(),
+    );
+    let foreign = BlobId("x".into());
+    let asked = [foreign, gone.blob().clone(), stays.blob().clone()];
+    for seen in [[true, false, false], [true, true, false]] {
+        let faults = side.node(1).blobs.faults(&asked).await.unwrap();
+        assert_eq!(
+            faults.iter().map(Option::is_some).collect::<Vec<_>>(),
+            seen,
+            "{faults:?}"
+        );
+        for (blob, seen) in asked.iter().zip(seen) {
+            assert_eq!(side.node(0).blobs.is_whole(blob).await.unwrap(), !seen);
+        }
+        side.node(0).blobs.delete(gone.blob()).await.unwrap();
+    }
+    assert!(side.node(0).blobs.faults(&[]).await.unwrap().is_empty());
 }
 
 // ---- Locks ----
@@ -884,19 +909,88 @@ async fn bytes_that_are_not_what_they_claim_are_not_published() {
     ));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn missing_and_short_chunks_are_errors() {
-    let side = Side::cluster().await;
-    for damage in [doc! { "n": 1 }, doc! { "n": 2 }] {
-        let put = side.put(0, &random_bytes(3 * 255 * 1024)).await.unwrap();
-        let mut chunk = damage;
-        chunk.insert("files_id", ObjectId::parse_str(&put.blob().0).unwrap());
-        side.collection("fs.chunks")
-            .delete_one(chunk)
-            .await
-            .unwrap();
-        assert!(side.read(0, put.blob()).await.is_err());
+/// What can become of the chunks of an object without anybody's will.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Removed(i32),
+    Resized(i32, usize),
+    Emptied,
+}
+
+impl Damage {
+    async fn befall(self, side: &Side, blob: &BlobId) {
+        let chunks = side.collection("fs.chunks");
+        let mut chunk = doc! { "files_id": ObjectId::parse_str(&blob.0).unwrap() };
+        match self {
+            Damage::Removed(n) => {
+                chunk.insert("n", n);
+                chunks.delete_one(chunk).await.unwrap();
+            }
+            Damage::Resized(n, len) => {
+                chunk.insert("n", n);
+                let data = mongodb::bson::Binary {
+                    subtype: mongodb::bson::spec::BinarySubtype::Generic,
+                    bytes: vec![7; len],
+                };
+                let set = doc! { "$set": { "data": data } };
+                chunks.update_one(chunk, set).await.unwrap();
+            }
+            Damage::Emptied => drop(chunks.delete_many(chunk).await.unwrap()),
+        }
     }
+
+    const ALL: [Damage; 6] = [
+        Damage::Removed(0),
+        Damage::Removed(1),
+        Damage::Removed(2),
+        Damage::Resized(1, 100),
+        Damage::Resized(2, 300 * 1024),
+        Damage::Emptied,
+    ];
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn missing_and_short_chunks_are_damage() {
+    let side = Side::cluster().await;
+    for damage in Damage::ALL {
+        let put = side.put(0, &random_bytes(3 * 255 * 1024)).await.unwrap();
+        damage.befall(&side, put.blob()).await;
+        let e = side.read(0, put.blob()).await.unwrap_err();
+        let BackendError::Io(e) = e else {
+            panic!("{damage:?}: {e}")
+        };
+        // A kind of trouble of its own: no waiting helps.
+        let e = e.downcast::<BackendError>().unwrap();
+        assert!(matches!(e, BackendError::Corrupt(_)), "{damage:?}: {e}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_object_is_a_duplicate_of_nothing() {
+    let side = Side::cluster().await;
+    for damage in Damage::ALL {
+        let bytes = random_bytes(3 * 255 * 1024);
+        let first = side.put(0, &bytes).await.unwrap();
+        assert!(side.node(0).blobs.is_whole(first.blob()).await.unwrap());
+        damage.befall(&side, first.blob()).await;
+        // What only a reader can see, a reader says.
+        if let Damage::Resized(..) = damage {
+            side.node(0).blobs.condemn(first.blob()).await.unwrap();
+        }
+        assert!(!side.node(1).blobs.is_whole(first.blob()).await.unwrap());
+        let again = side.put(1, &bytes).await.unwrap();
+        assert!(matches!(again, Put::Stored(_)), "{damage:?}: {again:?}");
+        assert!(side.read(0, again.blob()).await.unwrap() == bytes);
+        assert!(side.node(0).blobs.is_whole(again.blob()).await.unwrap());
+        let found = side.put(0, &bytes).await.unwrap();
+        assert_eq!(found, Put::Duplicate(again.blob().clone()), "{damage:?}");
+        side.node(0).blobs.delete(again.blob()).await.unwrap();
+        assert_eq!(side.chunks().await, 0, "{damage:?}");
+    }
+    // What is not there cannot be noted, and is no error.
+    let gone = BlobId("0".repeat(24));
+    side.node(0).blobs.condemn(&gone).await.unwrap();
+    assert!(!side.node(0).blobs.is_whole(&gone).await.unwrap());
 }
 
 fn aged_id(age: Duration) -> ObjectId {

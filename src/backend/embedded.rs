@@ -186,11 +186,19 @@ impl BlobStore for LocalBlobs {
         }
     }
 
-    async fn exists(&self, blob: &BlobId) -> Result<bool> {
-        let Ok(hash) = parse(blob) else {
-            return Ok(false);
+    async fn faults(&self, blobs: &[BlobId]) -> Result<Vec<Option<String>>> {
+        let fault = |blob| {
+            let there = match parse(blob) {
+                Ok(hash) => self.path(&hash).try_exists()?,
+                Err(_) => false,
+            };
+            Ok((!there).then(|| "is missing".to_owned()))
         };
-        Ok(self.path(&hash).try_exists()?)
+        blobs.iter().map(fault).collect()
+    }
+
+    async fn condemn(&self, _: &BlobId) -> Result<()> {
+        Ok(())
     }
 
     /// Not made durable: content that comes back after a power loss is content without a name, removed again later.

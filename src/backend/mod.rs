@@ -104,7 +104,8 @@ pub trait BlobStore: Send + Sync {
     ///
     /// Publication is atomic: of any number of callers on any number of machines exactly one gets [`Put::Stored`].
     /// A caller that fails or dies leaves nothing that can be read. Idempotent. The implementation may hard-link
-    /// `source` (never change or remove it), or read it: bytes that do not hash to `hash` are `Corrupt`.
+    /// `source` (never change or remove it), or read it: bytes that do not hash to `hash` are `Corrupt`. Where an object
+    /// with [faults](BlobStore::faults) has the name, it goes, and the content is published anew.
     async fn put(
         &self,
         hash: &ContentHash,
@@ -116,8 +117,20 @@ pub trait BlobStore: Send + Sync {
     /// Opens a published content. `NotFound` when it is not there. The reader does not verify the hash; callers do.
     async fn get(&self, blob: &BlobId) -> Result<BlobReader>;
 
-    /// Whether a published content is there, without reading it.
-    async fn exists(&self, blob: &BlobId) -> Result<bool>;
+    /// What is wrong with each of these objects, as far as one sees without reading it: not there, without all its parts, or
+    /// [condemned](BlobStore::condemn). `None`: nothing. What it holds may be wrong all the same.
+    async fn faults(&self, blobs: &[BlobId]) -> Result<Vec<Option<String>>>;
+
+    /// Whether a published content is there, and nothing is seen to be wrong with it.
+    async fn is_whole(&self, blob: &BlobId) -> Result<bool> {
+        let faults = self.faults(std::slice::from_ref(blob)).await?;
+        Ok(faults.iter().all(Option::is_none))
+    }
+
+    /// Notes for all nodes that the bytes of an object are not those of its content, so that it is a duplicate of nothing
+    /// any more. It stays where it is until the content is put again. Without effect where whoever reads damaged content
+    /// takes it out of its place.
+    async fn condemn(&self, blob: &BlobId) -> Result<()>;
 
     /// Removes a published content by its id. Removing what is not there is a success.
     async fn delete(&self, blob: &BlobId) -> Result<()>;

@@ -9,7 +9,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 
 use super::Result;
-use crate::config::{ClusterConfig, Config, EtcdTls, MountConfig};
+use crate::config::{ClusterConfig, Config, EtcdTls, MountConfig, TlsFiles};
 use crate::content::disk;
 
 /// How soon changes of other machines are seen.
@@ -84,7 +84,23 @@ pub struct MountArgs {
         default_value = "127.0.0.1:8080"
     )]
     pub api: String,
-    /// Allow --api to listen beyond this machine, without TLS
+    /// Certificate of the sidecar, in PEM, with which it serves HTTPS alone; read anew when it changes
+    #[arg(
+        long,
+        env = "ONCEFS_API_TLS_CERT",
+        value_name = "FILE",
+        requires = "api_tls_key"
+    )]
+    pub api_tls_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(
+        long,
+        env = "ONCEFS_API_TLS_KEY",
+        value_name = "FILE",
+        requires = "api_tls_cert"
+    )]
+    pub api_tls_key: Option<PathBuf>,
+    /// Allow --api to listen beyond this machine without TLS
     #[arg(long, env = "ONCEFS_API_INSECURE", value_parser = FalseyValueParser::new())]
     pub api_insecure: bool,
     /// Where other machines of the cluster may fetch what this one has closed and not stored yet, or has cached: the
@@ -211,11 +227,19 @@ impl MountArgs {
                 format!("--api {addr}: an address such as 127.0.0.1:8080, or off, is expected")
             })?),
         };
+        let api_tls = match (&self.api_tls_cert, &self.api_tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles {
+                cert: std::path::absolute(cert)?,
+                key: std::path::absolute(key)?,
+            }),
+            _ => None,
+        };
         if let Some(addr) = api
             && !addr.ip().is_loopback()
+            && api_tls.is_none()
             && !self.api_insecure
         {
-            return Err(format!("--api {addr} would be open to the network without TLS: put a proxy with TLS in front of 127.0.0.1, or say --api-insecure").into());
+            return Err(format!("--api {addr} would be open to the network without TLS: name a certificate with --api-tls-cert and --api-tls-key, put a proxy with TLS in front of 127.0.0.1, or say --api-insecure").into());
         }
         if let Some(peer) = &self.peer {
             if cluster.is_none() {
@@ -241,6 +265,7 @@ impl MountArgs {
             data_dir: absolute(&data_dir)?,
             cluster,
             api,
+            api_tls,
             peer: self.peer.clone(),
             workers: self.workers.into(),
             queue: self.queue as usize,
@@ -418,9 +443,25 @@ mod tests {
         assert_eq!(c.mount.fsname.as_deref(), Some("x"));
         assert_eq!(c.cache_bytes, 5 << 20);
         assert!(config("/m -o frobnicate").is_err());
-        assert!(config("/m --api 0.0.0.0:80").is_err());
-        assert!(config("/m --api 0.0.0.0:80 --api-insecure").is_ok());
         assert!(config("/m --workers 0").is_err());
+    }
+
+    #[test]
+    fn beyond_this_machine_the_api_needs_tls_or_a_word() {
+        let open = "/m --api 0.0.0.0:80";
+        let refused = config(open).err().unwrap().to_string();
+        for way in ["--api-tls-cert", "--api-insecure"] {
+            assert!(refused.contains(way), "{refused}");
+        }
+        assert!(config(&format!("{open} --api-insecure")).is_ok());
+        let tls = config(&format!("{open} --api-tls-cert /c --api-tls-key k"));
+        let tls = tls.unwrap().api_tls.unwrap();
+        assert_eq!(tls.cert, Path::new("/c"));
+        // The daemon's working directory is another.
+        assert!(tls.key.is_absolute());
+        for one in ["--api-tls-cert /c", "--api-tls-key /k"] {
+            assert!(config(&format!("/m {one}")).is_err(), "{one}");
+        }
     }
 
     #[test]

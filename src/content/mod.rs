@@ -9,6 +9,7 @@ pub mod disk;
 pub mod flight;
 mod incoming;
 mod lease;
+mod lost;
 pub mod sealed;
 pub mod shelf;
 pub mod spool;

@@ -15,6 +15,7 @@ use tracing::{error, warn};
 
 use super::flight::{Flight, Flights};
 use super::incoming::Incoming;
+use super::lost::Lost;
 use super::shelf::{Counters, Shelf};
 use super::sums::{Digest, Sums};
 use super::verified::VerifiedFile;
@@ -32,6 +33,7 @@ pub struct Sealed {
     tmp: PathBuf,
     blobs: Arc<dyn BlobStore>,
     fetching: Flights<ContentHash, Arc<VerifiedFile>>,
+    lost: Lost,
     next_tmp: AtomicU64,
 }
 
@@ -47,6 +49,7 @@ impl Sealed {
             tmp: data.tmp(),
             blobs,
             fetching: Flights::default(),
+            lost: Lost::default(),
             next_tmp: AtomicU64::new(0),
         })
     }
@@ -111,6 +114,7 @@ impl Sealed {
             match self.fetch_once(hash, blob, moved).await {
                 Ok(file) => {
                     self.counters().fetches.fetch_add(1, Ordering::Relaxed);
+                    self.lost.forget(hash);
                     return Ok(file);
                 }
                 Err(BackendError::Corrupt(why)) if attempt == 1 => {
@@ -119,6 +123,7 @@ impl Sealed {
                 }
                 Err(e) => {
                     error!("fetch of {hash}: {e}");
+                    self.note_lost(hash, blob, &e).await;
                     return Err(e);
                 }
             }
@@ -126,6 +131,58 @@ impl Sealed {
         Err(BackendError::Corrupt(format!(
             "{hash} is damaged in the store"
         )))
+    }
+
+    /// Remembers that the object is not what it should be, and tells the others.
+    async fn note_lost(&self, hash: &ContentHash, blob: &BlobId, e: &BackendError) {
+        if self.usage().is_none() {
+            // This directory is the store, and says it by itself.
+            return;
+        }
+        match e {
+            BackendError::NotFound => self.met(hash, blob, "is missing"),
+            BackendError::Corrupt(_) => {
+                self.met(hash, blob, "is damaged");
+                if let Err(e) = self.blobs.condemn(blob).await {
+                    warn!("that the stored object of {hash} is damaged is not noted there: {e}");
+                }
+            }
+            BackendError::Cancelled
+            | BackendError::Unavailable(_)
+            | BackendError::Unusable(_)
+            | BackendError::Io(_) => {}
+        }
+    }
+
+    fn met(&self, hash: &ContentHash, blob: &BlobId, fault: &str) {
+        if self.lost.note(hash, blob, fault) {
+            self.counters().damaged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the store what is wrong with the objects of these contents, as far as one sees without reading them.
+    pub async fn faults(&self, contents: &[(ContentHash, BlobId)]) -> Result<Vec<Option<String>>> {
+        let blobs: Vec<_> = contents.iter().map(|(_, blob)| blob.clone()).collect();
+        let faults = self.blobs.faults(&blobs).await?;
+        for ((hash, blob), fault) in contents.iter().zip(&faults) {
+            match fault {
+                Some(fault) => self.met(hash, blob, fault),
+                None => self.lost.forget(hash),
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Which object of a content that is not on this disk either this node met missing or damaged, and what is wrong with
+    /// it.
+    pub fn fault_met(&self, hash: &ContentHash) -> io::Result<Option<(BlobId, String)>> {
+        match self.lost.fault(hash) {
+            Some((blob, fault)) if !self.path(hash).try_exists()? => {
+                let text = format!("the stored object of content {hash} {fault}");
+                Ok(Some((blob, text)))
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn fetch_once(
@@ -138,10 +195,7 @@ impl Sealed {
         let mut incoming = Incoming::begin(self, moved).await?;
         let mut buffer = vec![0; 256 << 10];
         loop {
-            let n = reader
-                .read(&mut buffer)
-                .await
-                .map_err(|e| BackendError::Unavailable(e.to_string()))?;
+            let n = reader.read(&mut buffer).await.map_err(met_reading)?;
             if n == 0 {
                 break;
             }
@@ -183,5 +237,13 @@ impl Sealed {
     /// How many bytes the cache holds and may hold; `None` where the directory is the store.
     pub fn usage(&self) -> Option<(u64, u64)> {
         self.shelf.usage()
+    }
+}
+
+/// What reading from the store met. Its own errors come through the reader whole.
+fn met_reading(e: io::Error) -> BackendError {
+    match e.downcast::<BackendError>() {
+        Ok(e) => e,
+        Err(e) => BackendError::Unavailable(e.to_string()),
     }
 }

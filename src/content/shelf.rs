@@ -43,7 +43,8 @@ pub struct Counters {
     pub mismatches: AtomicU64,
     /// Contents dropped to stay within the bound.
     pub evictions: AtomicU64,
-    /// Contents on this disk that were found damaged, with those that lay in quarantine at the start.
+    /// Contents that were found damaged on this disk, with those that lay in quarantine at the start; and those of which this
+    /// node found the store to have no whole object.
     pub damaged: AtomicU64,
 }
 

@@ -1,17 +1,19 @@
 //! Looking for damage, in order and without a reason: the tables, the content directory, the spool.
 //!
 //! An inspection looks once, at a data directory that no daemon uses ([`offline()`]) or at the one of this process while it
-//! serves ([`online()`]), and says what it found in a [`Report`]. [`scrub`] hashes all content in the background, slowly.
+//! serves ([`online()`]; [`in_store()`] for what a shared store has), and says what it found in a [`Report`]. [`scrub`] hashes all content in the background, slowly.
 //! What can be put right without losing anything is, when asked for; the rest is said with the paths that it concerns.
 //!
 //! This room knows where things lie on the disk, and asks the tree; it does not know who has what open.
 
 mod contents;
+mod in_store;
 mod offline;
 mod online;
 pub mod report;
 pub mod scrub;
 
+pub use in_store::in_store;
 pub use offline::offline;
 pub use online::online;
 pub use report::{Finding, Report};

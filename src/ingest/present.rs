@@ -1,10 +1,12 @@
 //! Whether a content is stored already, so that a file with the same can be given up.
 
+use std::path::Path;
+
 use tracing::warn;
 
 use super::Ingest;
 use super::worker::{HASH_INLINE_BYTES, StoreError};
-use crate::backend::HashLock;
+use crate::backend::{BackendError, HashLock};
 use crate::content::is_damage;
 use crate::tree::{Commitment, Op, Origin, TreeError};
 use crate::types::{BlobId, ContentHash, Time};
@@ -39,8 +41,50 @@ impl Ingest {
         let Some(content) = self.tree.read(|q| q.content(hash))? else {
             return Ok(None);
         };
-        let exists = self.backends.blobs.exists(&content.blob).await?;
-        Ok((exists && self.is_whole_here(hash).await?).then_some(content.blob))
+        let whole = self.backends.blobs.is_whole(&content.blob).await?;
+        Ok((whole && self.is_whole_here(hash).await?).then_some(content.blob))
+    }
+
+    /// Stores a content that the namespace knows from `source`, which holds its bytes and which nobody writes to any more,
+    /// unless it is really there. Whether it had to be stored.
+    pub async fn restore(
+        &self,
+        hash: &ContentHash,
+        size: u64,
+        source: &Path,
+    ) -> Result<bool, BackendError> {
+        self.restored(hash, size, source)
+            .await
+            .map_err(|e| match e {
+                StoreError::Backend(e) => e,
+                StoreError::Io(e) => e.into(),
+                e => BackendError::Unavailable(e.to_string()),
+            })
+    }
+
+    async fn restored(
+        &self,
+        hash: &ContentHash,
+        size: u64,
+        source: &Path,
+    ) -> Result<bool, StoreError> {
+        // Mostly it is there, and costs no lock.
+        if self.present(hash).await?.is_some() {
+            return Ok(false);
+        }
+        let lock = self.backends.locks.acquire(hash).await?;
+        let known = self.tree.read(|q| q.content(hash))?;
+        if known.is_none() || self.present(hash).await?.is_some() {
+            return Ok(false);
+        }
+        let gate = || lock.is_valid();
+        let put = self.backends.blobs.put(hash, size, source, &gate).await?;
+        let blob = put.blob();
+        let known = self.tree.read(|q| q.content(hash))?;
+        if known.is_none_or(|known| known.blob != *blob) {
+            self.give_up_object(hash, blob).await?;
+        }
+        Ok(true)
     }
 
     /// Removes `blob`, which no commit can name any more, unless it can take the place of one that the store has lost.
@@ -56,14 +100,14 @@ impl Ingest {
         Ok(())
     }
 
-    /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost. False when that
-    /// is not so.
+    /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost or damaged. False
+    /// when that is not so.
     async fn takes_the_place(&self, hash: &ContentHash, blob: &BlobId) -> Result<bool, StoreError> {
         let Some(known) = self.tree.read(|q| q.content(hash))? else {
             return Ok(false);
         };
         let lost = known.blob;
-        if lost == *blob || self.backends.blobs.exists(&lost).await? {
+        if lost == *blob || self.backends.blobs.is_whole(&lost).await? {
             return Ok(false);
         }
         let replace = Op::Replace {
@@ -78,7 +122,7 @@ impl Ingest {
             .await
         {
             Ok(_) => {
-                warn!("the store had lost {hash}: it is stored anew");
+                warn!("the store had lost or damaged {hash}: it is stored anew");
                 Ok(true)
             }
             Err(TreeError::Reaped) => Ok(false),

@@ -5,6 +5,7 @@
 //! has a foreign `Host`, and a page that merely sends a form or a script's request has a foreign `Origin`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -17,6 +18,7 @@ use tracing::{debug, error};
 
 use super::Shared;
 use super::errors::ApiError;
+use super::slots::Slot;
 use crate::backend::PEER_SCHEME;
 
 pub(super) const HEALTH: &str = "/health";
@@ -99,16 +101,25 @@ pub(super) fn protect(routes: Router, app: Shared) -> Router {
         ))
 }
 
-async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Response {
+async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let slot = request.extensions_mut().remove::<Arc<Slot>>();
     let admitted = match admit(&app, &request) {
-        Ok(Some(claim)) => claim.check(&app).await,
-        Ok(None) => Ok(()),
+        Ok(Admitted::Claiming(claim)) => claim.check(&app).await.map(|()| true),
+        Ok(Admitted::Trusted) => Ok(true),
+        Ok(Admitted::Anyone) => Ok(false),
         Err(refused) => Err(refused),
     };
     let mut response = match admitted {
-        Ok(()) => next.run(request).await,
+        Ok(trusted) => {
+            let serving = slot.filter(|_| trusted).map(Slot::serve);
+            let response = next.run(request).await;
+            match serving {
+                Some(serving) => response.map(|body| serving.until_given(body)),
+                None => response,
+            }
+        }
         Err(refused) => refused.into_response(),
     };
     debug!("{method} {path}: {}", response.status().as_u16());
@@ -123,14 +134,24 @@ async fn guard(State(app): State<Shared>, request: Request, next: Next) -> Respo
     response
 }
 
-/// Whether the request may go on to its handler, at once or if it is from a node of the cluster as it claims.
-fn admit(app: &Shared, request: &Request) -> Result<Option<Claim>, ApiError> {
+/// Who a request is from that may go on to its handler.
+enum Admitted {
+    /// Anybody.
+    Anyone,
+    /// Somebody who may ask for what not everybody may.
+    Trusted,
+    /// A node of the cluster, if it is as it claims.
+    Claiming(Claim),
+}
+
+/// Whether the request may go on to its handler.
+fn admit(app: &Shared, request: &Request) -> Result<Admitted, ApiError> {
     let door = request.extensions().get::<Door>().copied();
     let Some(door) = door else {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "not open"));
     };
     if let Door::Peer = door {
-        return Claim::of(request).map(Some);
+        return Claim::of(request).map(Admitted::Claiming);
     }
     let loopback = match door {
         Door::Control => true,
@@ -144,7 +165,7 @@ fn admit(app: &Shared, request: &Request) -> Result<Option<Claim>, ApiError> {
     }
     let Some(path) = request.extensions().get::<MatchedPath>() else {
         // The fallback answers.
-        return Ok(None);
+        return Ok(Admitted::Anyone);
     };
     let access = access_of(path.as_str(), request.method())?;
     if access == Access::Peer {
@@ -177,7 +198,10 @@ fn admit(app: &Shared, request: &Request) -> Result<Option<Claim>, ApiError> {
     if access != Access::Control && !request.method().is_safe() && (app.ctx.read_only)() {
         return Err(ApiError::read_only());
     }
-    Ok(None)
+    Ok(match access {
+        Access::Anyone => Admitted::Anyone,
+        Access::Local | Access::Token | Access::Control | Access::Peer => Admitted::Trusted,
+    })
 }
 
 /// What came in at the door for nodes of the cluster. They get what is for them, and nobody else gets anything.

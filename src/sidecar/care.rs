@@ -45,7 +45,11 @@ pub(super) async fn fsck(State(app): State<Shared>, uri: Uri) -> Result<Json<Rep
         let report = fsck::online(&ctx.data, &ctx.node, &vfs.tree, &ctx.sealed, options);
         Ok(report?)
     });
-    Ok(Json(report.await?))
+    let mut report = report.await?;
+    if !app.ctx.backends.content_dir_is_store {
+        fsck::in_store(&app.ctx.vfs.tree, &app.ctx.sealed, &mut report).await?;
+    }
+    Ok(Json(report))
 }
 
 #[derive(Deserialize)]

@@ -20,10 +20,11 @@ use super::range::{Wanted, wanted};
 use super::request::Hash;
 use super::status::not_stored;
 use crate::content::VerifiedFile;
+use crate::content::sums::BLOCK;
 use crate::vfs::transfer::blocking;
 
-/// How many bytes are read at a time.
-const CHUNK: u64 = 512 << 10;
+/// How many bytes are read at a time: what is checked at a time.
+const CHUNK: u64 = BLOCK as u64;
 /// How many chunks of one download are in memory or being read.
 const CHUNKS: usize = 2;
 

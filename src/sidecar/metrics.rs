@@ -1,11 +1,11 @@
 //! `GET /metrics`: the numbers of this node for Prometheus, in the OpenMetrics text format.
 //!
 //! Names follow <https://prometheus.io/docs/practices/naming/>: base units, `_total` for what only grows. Everything is
-//! read at the scrape; nothing is counted here.
+//! read at the scrape, but for what a moment ago others said ([`super::survey`]); nothing is counted here.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -17,13 +17,14 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use prometheus_client::registry::Unit::{Bytes, Seconds};
 
+use super::access::Door;
 use super::errors::ApiError;
 use super::status::ask;
+use super::survey::Survey;
 use super::{App, Shared};
 use crate::backend::errors::{ETCD, MONGODB};
+use crate::tree::Totals;
 
-/// How long the head of the namespace log may take to be asked.
-const HEAD_DEADLINE: Duration = Duration::from_secs(2);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 fn gauge(registry: &mut Registry, name: &str, help: &str, value: u64) {
@@ -40,13 +41,18 @@ fn bytes(registry: &mut Registry, name: &str, help: &str, value: u64) {
     registry.register_with_unit(name, help, Bytes, ConstGauge::new(value));
 }
 
-pub(super) async fn metrics(State(app): State<Shared>) -> Result<impl IntoResponse, ApiError> {
+pub(super) async fn metrics(
+    State(app): State<Shared>,
+    Extension(door): Extension<Door>,
+) -> Result<impl IntoResponse, ApiError> {
+    let survey = app.survey(door).await?;
     let mut registry = Registry::with_prefix("oncefs");
     node(&app, &mut registry);
-    tree(&app, &mut registry).await?;
+    let totals = survey.totals.ok_or_else(ApiError::internal)?;
+    tree(&app, &mut registry, totals);
     ingest(&app, &mut registry);
     cache(&app, &mut registry);
-    cluster(&app, &mut registry).await?;
+    cluster(&app, &mut registry, survey).await?;
     let mut text = String::new();
     encode(&mut text, &registry).map_err(|_| ApiError::internal())?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
@@ -66,9 +72,8 @@ fn node(app: &App, registry: &mut Registry) {
     registry.register_with_unit("start_time", help, Seconds, ConstGauge::new(started));
 }
 
-async fn tree(app: &App, registry: &mut Registry) -> Result<(), ApiError> {
-    let counts = ask(app, |vfs| vfs.counts()).await?;
-    let totals = counts.totals;
+fn tree(app: &App, registry: &mut Registry, totals: Totals) {
+    let counts = app.ctx.vfs.counts(totals);
     gauge(registry, "inodes", "Inodes of every kind", totals.inodes);
     gauge(registry, "contents", "Distinct contents", totals.contents);
     let help = "All files together, as if nothing were shared";
@@ -83,7 +88,6 @@ async fn tree(app: &App, registry: &mut Registry) -> Result<(), ApiError> {
     gauge(registry, "open_inodes", help, counts.open_inodes as u64);
     let help = "Open handles";
     gauge(registry, "open_handles", help, counts.open_handles as u64);
-    Ok(())
 }
 
 fn ingest(app: &App, registry: &mut Registry) {
@@ -123,24 +127,20 @@ fn cache(app: &App, registry: &mut Registry) {
     counter(registry, "peer_fetches", help, &done.peer_fetches);
     let help = "Fetches whose bytes were wrong";
     counter(registry, "cache_mismatches", help, &done.mismatches);
-    let help = "Contents found damaged on this disk";
+    let help = "Contents found damaged on this disk, or not whole in the store";
     counter(registry, "contents_damaged", help, &done.damaged);
     let help = "Contents dropped to keep to the bound";
     counter(registry, "cache_evictions", help, &done.evictions);
 }
 
 /// What only a node with others has.
-async fn cluster(app: &App, registry: &mut Registry) -> Result<(), ApiError> {
-    let Some(log) = &app.ctx.backends.log else {
+async fn cluster(app: &App, registry: &mut Registry, survey: Survey) -> Result<(), ApiError> {
+    if app.ctx.backends.log.is_none() {
         return Ok(());
-    };
-    let membership = &app.ctx.backends.membership;
-    let (health, members, head, load) = tokio::join!(
-        membership.health(),
-        membership.members(),
-        tokio::time::timeout(HEAD_DEADLINE, log.head()),
-        ask(app, |vfs| vfs.node_load()),
-    );
+    }
+    let (head, load) = tokio::join!(app.head(), ask(app, |vfs| vfs.node_load()));
+    let (head, load) = (head?, load?);
+    let (health, members) = (survey.servers, survey.members);
     let servers = Labelled::default();
     set(&servers, ("backend", "etcd"), health.etcd.into());
     set(&servers, ("backend", "mongodb"), health.mongo.into());
@@ -160,14 +160,13 @@ async fn cluster(app: &App, registry: &mut Registry) -> Result<(), ApiError> {
     registry.register("backend_errors", help, failures);
     let help = "Nodes that are alive";
     gauge(registry, "members", help, members.len() as u64);
-    let load = load?;
     let help = "Entries of the namespace log that are applied here";
     gauge(registry, "log_applied", help, load.applied);
     let help = "Changes that wait for the namespace log to come back";
     gauge(registry, "changes_waiting", help, load.waiting_changes);
-    if let Ok(Ok(head)) = head {
+    if let Some(head) = head {
         let help = "Entries of the namespace log that are not applied here yet";
-        let lag = head.0.saturating_sub(load.applied);
+        let lag = head.saturating_sub(load.applied);
         gauge(registry, "log_lag", help, lag);
     }
     let (applied, waiting) = (Labelled::default(), Labelled::default());

@@ -2,8 +2,9 @@
 //!
 //! It promises: every request passes one default-deny layer (`access`) before any handler; every refusal is
 //! `{"error": "..."}` with a fitting status (`errors` is the one table); uploads and downloads of any size run in flat
-//! memory; no connection is held for ever by a peer that says nothing or reads nothing (`server`); an upload that
-//! breaks off leaves nothing behind. It speaks to [`crate::vfs`] and knows neither the kernel's side nor how content is
+//! memory; no connection is held for ever by a peer that says nothing or reads nothing (`server`), and none at all by one
+//! without an admitted request while somebody else needs it (`slots`); `/health` asked all the time costs the servers and
+//! the namespace a question a second (`survey`); an upload that breaks off leaves nothing behind. It speaks to [`crate::vfs`] and knows neither the kernel's side nor how content is
 //! stored. No other room names an axum type.
 //!
 //! | route | open to |
@@ -31,7 +32,10 @@ mod range;
 mod request;
 mod server;
 mod sink;
+mod slots;
 mod status;
+mod survey;
+mod tls;
 mod token;
 mod upload;
 
@@ -46,7 +50,10 @@ use axum::routing::{delete, get, post};
 use tokio_util::task::TaskTracker;
 
 pub use server::Running;
+pub use tls::Tls;
 pub use token::{Token, load_token};
+
+use survey::Surveys;
 
 use crate::backend::Backends;
 use crate::config::DataDir;
@@ -89,13 +96,16 @@ pub struct Context {
 /// The bounds of the service. All but tests use the default ones.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
+    /// The TLS handshake, all of it.
+    handshake: Duration,
     /// From the first look for a request to the end of its header. Also how long an idle connection is kept.
     header_read: Duration,
     /// How long a body may bring no byte.
     body_idle: Duration,
     /// How long a peer may take no byte of a response.
     write_idle: Duration,
-    /// Connections at a time over TCP; further ones wait to be accepted.
+    /// Connections at a time over TCP. For a further one the one goes that has waited longest for an admitted request; while
+    /// all are served it has to wait.
     connections: usize,
     /// The same for peers.
     peer_connections: usize,
@@ -115,6 +125,7 @@ const MULTIPART_EXTRA_BYTES: u64 = 1 << 20;
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
+            handshake: Duration::from_secs(10),
             header_read: Duration::from_secs(10),
             body_idle: Duration::from_secs(60),
             write_idle: Duration::from_secs(60),
@@ -132,6 +143,7 @@ struct App {
     ctx: Context,
     limits: Limits,
     scrub: Arc<Scrub>,
+    surveys: Surveys,
     /// Connections, and work that must not be cut off when its client goes away.
     tasks: TaskTracker,
 }
@@ -144,33 +156,32 @@ impl Drop for App {
 
 type Shared = Arc<App>;
 
-/// Serves on `tcp` and for peers on `peer` (host and port), if given, and on the socket `control`, which replaces one that a
-/// killed daemon left.
-///
-/// Errors are sentences that say what to do.
-pub async fn start(
-    ctx: Context,
-    tcp: Option<SocketAddr>,
-    peer: Option<&str>,
-    control: &Path,
-) -> io::Result<Running> {
-    start_with(ctx, tcp, peer, control, Limits::default()).await
+/// Where to serve.
+pub struct Doors<'a> {
+    /// For everybody, over TCP.
+    pub api: Option<SocketAddr>,
+    /// Only over HTTPS there.
+    pub tls: Option<Tls>,
+    /// For peers: host and port.
+    pub peer: Option<&'a str>,
+    /// The socket for the command line. It replaces one that a killed daemon left.
+    pub control: &'a Path,
 }
 
-async fn start_with(
-    ctx: Context,
-    tcp: Option<SocketAddr>,
-    peer: Option<&str>,
-    control: &Path,
-    limits: Limits,
-) -> io::Result<Running> {
+/// Serves at `doors`. Errors are sentences that say what to do.
+pub async fn start(ctx: Context, doors: Doors<'_>) -> io::Result<Running> {
+    start_with(ctx, doors, Limits::default()).await
+}
+
+async fn start_with(ctx: Context, doors: Doors<'_>, limits: Limits) -> io::Result<Running> {
     let app = Arc::new(App {
         ctx,
         limits,
         scrub: Arc::default(),
+        surveys: Surveys::default(),
         tasks: TaskTracker::new(),
     });
-    Running::start(&app, router(&app), tcp, peer, control).await
+    Running::start(&app, router(&app), doors).await
 }
 
 /// The handlers. Which of them is open to whom is said in `access::ROUTES` alone: a route missing there is refused.

@@ -3,6 +3,7 @@
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
 use axum::http::request::Parts;
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::errors::ApiError;
@@ -30,6 +31,14 @@ pub(super) fn parse_hash(text: &str) -> Result<ContentHash, ApiError> {
 
 /// The part of the address behind the question mark.
 pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, ApiError> {
+    // Else it would be taken for something similar.
+    if percent_decode_str(uri.query().unwrap_or_default())
+        .decode_utf8()
+        .is_err()
+    {
+        let why = "what is behind the question mark is not UTF-8";
+        return Err(ApiError::bad_request(why));
+    }
     Query::try_from_uri(uri)
         .map(|Query(query)| query)
         .map_err(|e| ApiError::bad_request(e.body_text()))

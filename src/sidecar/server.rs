@@ -1,4 +1,5 @@
-//! Listening, and the life of a connection: header, idle and write time-outs, a bound on connections, a graceful end.
+//! Listening, and the life of a connection: handshake, header, idle and write time-outs, a bound on connections
+//! ([`super::slots`]), a graceful end.
 //!
 //! axum's own `serve` is not used: it never closes a connection that sent half a header.
 
@@ -12,24 +13,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{Extension, Router};
+use hyper::Request;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::access::Door;
 use super::local::Reach;
-use super::{Limits, Shared};
+use super::slots::{Slot, Slots};
+use super::tls::Tls;
+use super::{Doors, Limits, Shared};
 use crate::fsck::scrub::Scrub;
 
 /// How long to wait after an accept that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a connection may hold of a request's header, or of an answer that nobody reads, in bytes.
+const BUFFER: usize = 64 << 10;
 
 /// The sidecar while it serves. Dropping it ends it at once; [`Running::stop`] lets requests finish.
 pub struct Running {
@@ -55,12 +62,16 @@ impl Running {
     pub(super) async fn start(
         app: &Shared,
         router: Router,
-        tcp: Option<SocketAddr>,
-        peer: Option<&str>,
-        control: &Path,
+        doors: Doors<'_>,
     ) -> io::Result<Running> {
         let limits = app.limits;
-        let tcp = match tcp {
+        let Doors {
+            api,
+            tls,
+            peer,
+            control,
+        } = doors;
+        let tcp = match api {
             Some(addr) => Some(
                 TcpListener::bind(addr)
                     .await
@@ -89,12 +100,20 @@ impl Running {
             scrub: app.scrub.clone(),
         };
         if let (Some(tcp), Some(addr)) = (tcp, addr) {
-            if !addr.ip().to_canonical().is_loopback() {
+            if tls.is_none() && !addr.ip().to_canonical().is_loopback() {
                 warn!("the sidecar on {addr} is open to the network, without TLS");
             }
-            info!("sidecar on http://{addr}");
+            let scheme = tls.as_ref().map_or("http", |_| "https");
+            info!("sidecar on {scheme}://{addr}");
+            let tls = tls.map(Arc::new);
+            if let Some(tls) = tls.clone() {
+                let soft = running.end.soft.clone();
+                let renewing = soft.run_until_cancelled_owned(tls.renew());
+                running.tasks.spawn(renewing);
+            }
             running.listen(
                 Listener::Tcp(tcp),
+                tls,
                 router.clone().layer(Extension(Door::Tcp(addr))),
                 limits.connections,
             );
@@ -103,12 +122,14 @@ impl Running {
             info!("content for peers on {told}");
             running.listen(
                 Listener::Tcp(peers),
+                None,
                 router.clone().layer(Extension(Door::Peer)),
                 limits.peer_connections,
             );
         }
         running.listen(
             Listener::Unix(unix),
+            None,
             router.layer(Extension(Door::Control)),
             limits.control_connections,
         );
@@ -142,27 +163,37 @@ impl Running {
         }
     }
 
-    fn listen(&self, listener: Listener, router: Router, connections: usize) {
+    fn listen(
+        &self,
+        listener: Listener,
+        tls: Option<Arc<Tls>>,
+        router: Router,
+        connections: usize,
+    ) {
         let (tasks, limits, end) = (self.tasks.clone(), self.limits, self.end.clone());
-        let slots = Arc::new(Semaphore::new(connections));
+        let slots = Slots::new(connections);
         self.tasks.spawn(async move {
             loop {
                 let next = async {
-                    let slot = slots.clone().acquire_owned().await;
-                    (slot, listener.accept().await)
+                    let stream = listener.accept().await?;
+                    let slot = slots.take().await;
+                    Ok((stream, slot.ok_or_else(|| io::Error::other("closed"))?))
                 };
-                let (slot, stream) = tokio::select! {
+                let next: io::Result<_> = tokio::select! {
                     biased;
                     () = end.soft.cancelled() => return,
                     next = next => next,
                 };
-                match stream {
-                    Ok(stream) => {
-                        let connection = serve(stream, router.clone(), limits, end.clone());
-                        tasks.spawn(async move {
-                            connection.await;
-                            drop(slot);
-                        });
+                match next {
+                    Ok((stream, slot)) => {
+                        let connection = Connection {
+                            tls: tls.clone(),
+                            router: router.clone(),
+                            limits,
+                            end: end.clone(),
+                            slot,
+                        };
+                        tasks.spawn(connection.run(stream));
                     }
                     Err(e) => {
                         debug!("accept: {e}");
@@ -182,30 +213,68 @@ impl Drop for Running {
     }
 }
 
-/// One connection, until it ends or is ended.
-async fn serve(stream: Stream, router: Router, limits: Limits, end: End) {
-    let mut stream = TimeoutWriter::new(stream);
-    stream.set_timeout(Some(limits.write_idle));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read)
-        .serve_connection(
-            TokioIo::new(Box::pin(stream)),
-            TowerToHyperService::new(router),
-        );
-    let mut connection = pin!(connection);
-    let served = async {
+/// One connection.
+struct Connection {
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    limits: Limits,
+    end: End,
+    slot: Arc<Slot>,
+}
+
+impl Connection {
+    /// Until it ends or is ended.
+    async fn run(self, stream: Stream) {
+        let served = async {
+            match self.secured(stream).await {
+                Ok(stream) => self.serve(stream).await,
+                Err(e) => debug!("handshake: {e}"),
+            }
+        };
         tokio::select! {
+            () = self.end.hard.cancelled() => {}
+            () = self.slot.ended() => debug!("a connection that waited gave way to another"),
+            () = served => {}
+        }
+    }
+
+    async fn secured(&self, stream: Stream) -> io::Result<Stream> {
+        let Some(tls) = &self.tls else {
+            return Ok(stream);
+        };
+        let handshake = tls.accept(stream);
+        let secured = tokio::time::timeout(self.limits.handshake, handshake).await??;
+        Ok(Box::new(secured))
+    }
+
+    async fn serve(&self, stream: Stream) {
+        let mut stream = TimeoutWriter::new(stream);
+        stream.set_timeout(Some(self.limits.write_idle));
+        let slot = self.slot.clone();
+        let router = self
+            .router
+            .clone()
+            .map_request(move |mut request: Request<_>| {
+                request.extensions_mut().insert(slot.clone());
+                request
+            });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.header_read)
+            .max_buf_size(BUFFER)
+            .serve_connection(
+                TokioIo::new(Box::pin(stream)),
+                TowerToHyperService::new(router),
+            );
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = end.soft.cancelled() => {
+            () = self.end.soft.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
-        }
-    };
-    tokio::select! {
-        () = end.hard.cancelled() => {}
-        ended = served => if let Err(e) = ended {
+        };
+        if let Err(e) = ended {
             debug!("connection: {e}");
         }
     }

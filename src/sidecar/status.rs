@@ -2,14 +2,16 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::access::Door;
 use super::errors::ApiError;
 use super::request::{Hash, parse_hash, query};
+use super::survey::Survey;
 use super::{App, Shared};
 use crate::backend::{FileRecord, Health};
 use crate::types::{ContentHash, NodeId, Status, Time};
@@ -169,16 +171,18 @@ fn all_answer(shared: bool, servers: Health) -> bool {
 }
 
 /// Always 200 while the daemon answers. `degraded`: a configured server, or the namespace, does not answer.
-pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
+pub(super) async fn health(
+    State(app): State<Shared>,
+    Extension(door): Extension<Door>,
+) -> Result<Json<Value>, ApiError> {
+    let Survey {
+        servers,
+        members,
+        totals,
+        waiting_changes,
+    } = app.survey(door).await?;
     let ctx = &app.ctx;
-    let membership = &ctx.backends.membership;
-    let (servers, members, counts) = tokio::join!(
-        membership.health(),
-        membership.members(),
-        ask(&app, |vfs| vfs.counts()),
-    );
-    let waiting_changes = ask(&app, |vfs| vfs.waiting_changes()).await.ok();
-    let ok = counts.is_ok() && all_answer(ctx.backends.log.is_some(), servers);
+    let ok = totals.is_some() && all_answer(ctx.backends.log.is_some(), servers);
     let (waiting, busy) = ctx.ingest.depth();
     let (cache, ingest) = (ctx.sealed.counters(), &ctx.ingest.counters);
     let usage = ctx.sealed.usage();
@@ -202,7 +206,7 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
             })
         })
         .collect();
-    Json(json!({
+    Ok(Json(json!({
         "status": if ok { "ok" } else { "degraded" },
         "etcd": servers.etcd,
         "mongo": servers.mongo,
@@ -215,7 +219,7 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
         "uptime_secs": now.0.saturating_sub(ctx.started_at.0).max(0) / 1_000_000_000,
         "queue": { "waiting": waiting, "busy": busy },
         "waiting_changes": waiting_changes,
-        "counts": counts.ok(),
+        "counts": totals.map(|totals| ctx.vfs.counts(totals)),
         "damaged": cache.damaged.load(Relaxed),
         "scrub": app.scrub.progress(),
         "cache": {
@@ -235,7 +239,7 @@ pub(super) async fn health(State(app): State<Shared>) -> Json<Value> {
             "bytes": ingest.bytes.load(Relaxed),
         },
         "members": members,
-    }))
+    })))
 }
 
 #[cfg(test)]

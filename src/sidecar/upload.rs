@@ -41,6 +41,8 @@ const UNCLAIMED_MAX: u64 = 1 << 20;
 const DRAIN_BYTES: u64 = 8 << 20;
 /// How long that may take.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// The longest path of a directory, in bytes: the kernel takes no longer one (PATH_MAX).
+const PATH_BYTES_MAX: usize = 4095;
 /// How long the public record of a new upload may take; it only informs.
 const RECORD_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -78,6 +80,11 @@ async fn receive(
     request: Request,
     intake: &Intake,
 ) -> Result<(String, Incoming), ApiError> {
+    if target.path.len() > PATH_BYTES_MAX {
+        return Err(ApiError::bad_request(format!(
+            "path may have at most {PATH_BYTES_MAX} bytes"
+        )));
+    }
     for name in target.path.split('/').filter(|n| !n.is_empty()) {
         check_name(name.as_bytes()).map_err(|_| {
             ApiError::bad_request("path must be names of directories with slashes between them")

@@ -68,6 +68,16 @@ impl GivenUp {
     }
 }
 
+/// Whether the store does not answer, or does not have the content whole.
+fn store_has_it_not(e: &VfsError) -> bool {
+    matches!(
+        e,
+        VfsError::Backend(
+            BackendError::Unavailable(_) | BackendError::NotFound | BackendError::Corrupt(_)
+        )
+    )
+}
+
 impl Vfs {
     /// Whether opening the inode's content has to wait for nothing from elsewhere.
     pub(super) fn is_here(&self, inode: &Inode) -> bool {
@@ -160,43 +170,43 @@ impl Vfs {
         }
     }
 
-    /// Fetches stored content. When the store does not begin to send it, the node that stored it is asked as well: it may
-    /// still have it on its disk.
+    /// Fetches stored content. When the store does not begin to send it, or does not have it whole, the node that stored it
+    /// is asked as well: it may still have it on its disk.
     async fn fetched(&self, content: &Content, patience: &Patience) -> Result<Arc<VerifiedFile>> {
         let mut fetch = self.sealed.fetch(&content.hash, &content.blob);
         let peer = self.arrivals.as_ref().filter(|_| content.node != self.node);
         let Some(arrivals) = peer else {
             return patience.follow(fetch).await;
         };
-        let refused = tokio::select! {
+        let ask_node =
+            || patience.follow(arrivals.fetch_stored(&content.node, &content.hash, content.size));
+        tokio::select! {
             biased;
-            step = fetch.step() => match step {
-                Step::Moved => return patience.follow(fetch).await,
-                Step::Ended(Err(e @ BackendError::Unavailable(_))) => Some(e),
-                Step::Ended(result) => return Ok(result?),
-            },
-            () = sleep(HEDGE) => None,
-            end = patience.end() => return Err(end.or(|| VfsError::Stalled)),
-        };
-        let other = arrivals.fetch_stored(&content.node, &content.hash, content.size);
-        let other = patience.follow(other);
-        match refused {
-            Some(e) => other.await.map_err(|_| e.into()),
-            None => {
-                let mut other = std::pin::pin!(other);
-                let mut fetch = std::pin::pin!(patience.follow(fetch));
-                tokio::select! {
-                    biased;
-                    file = &mut fetch => match file {
-                        Ok(file) => Ok(file),
-                        Err(e) => other.await.map_err(|_| e),
-                    },
-                    file = &mut other => match file {
-                        Ok(file) => Ok(file),
-                        Err(_) => fetch.await,
-                    },
-                }
+            step = fetch.step() => {
+                let fetched = match step {
+                    Step::Moved => patience.follow(fetch).await,
+                    Step::Ended(result) => result.map_err(VfsError::from),
+                };
+                return match fetched {
+                    Err(e) if store_has_it_not(&e) => ask_node().await.map_err(|_| e),
+                    fetched => fetched,
+                };
             }
+            () = sleep(HEDGE) => {}
+            end = patience.end() => return Err(end.or(|| VfsError::Stalled)),
+        }
+        let mut other = std::pin::pin!(ask_node());
+        let mut fetch = std::pin::pin!(patience.follow(fetch));
+        tokio::select! {
+            biased;
+            file = &mut fetch => match file {
+                Ok(file) => Ok(file),
+                Err(e) => other.await.map_err(|_| e),
+            },
+            file = &mut other => match file {
+                Ok(file) => Ok(file),
+                Err(_) => fetch.await,
+            },
         }
     }
 

@@ -6,7 +6,7 @@ use super::{Result, Vfs};
 use crate::backend::{FileRecord, Load};
 use crate::content::spool::Stage;
 use crate::tree::conflicts::ConflictCopy;
-use crate::tree::{self, Content, Op, Origin, TreeError};
+use crate::tree::{self, Content, Op, Origin, Totals, TreeError};
 use crate::types::{ContentHash, Ino, Status, Time};
 
 /// The SHA-256 of nothing, which a file that was never written has.
@@ -112,12 +112,22 @@ impl Vfs {
                     true => Status::Duplicate,
                     false => Status::Done,
                 };
-                (
-                    FileStatus::new(Some(*hash), status),
-                    self.sealed.damage(hash, inode.size)?,
-                )
+                let missing = match self.sealed.damage(hash, inode.size)? {
+                    None => self.fault_met(hash)?,
+                    damage => damage,
+                };
+                (FileStatus::new(Some(*hash), status), missing)
             }
         })
+    }
+
+    /// What this node has met of the content's object in the store, unless another has taken its place.
+    fn fault_met(&self, hash: &ContentHash) -> Result<Option<String>> {
+        let Some((blob, fault)) = self.sealed.fault_met(hash)? else {
+            return Ok(None);
+        };
+        let content = self.tree.read(|q| q.content(hash))?;
+        Ok(content.filter(|now| now.blob == blob).map(|_| fault))
     }
 
     /// The record of a content: what the store's records or the namespace know. `None` when no file has it.
@@ -151,7 +161,10 @@ impl Vfs {
     }
 
     fn record_of(&self, content: Content) -> Result<FileRecord> {
-        let mut error = self.sealed.damage(&content.hash, content.size)?;
+        let mut error = match self.sealed.damage(&content.hash, content.size)? {
+            None => self.fault_met(&content.hash)?,
+            damage => damage,
+        };
         if error.is_some() {
             // It may just have been removed with its last file.
             error = error.filter(|_| self.content(&content.hash).is_ok_and(|c| c.is_some()));
@@ -251,17 +264,22 @@ impl Vfs {
         }
     }
 
-    /// How many files are written, wait to be stored, and are open; and the size of the tree.
-    pub fn counts(&self) -> Result<Counts> {
+    /// The size of the tree. Takes the longer the more is in it.
+    pub fn totals(&self) -> Result<Totals> {
+        Ok(self.tree.scan(|q| q.totals())?)
+    }
+
+    /// How many files are written, wait to be stored, and are open; beside the size of the tree.
+    pub fn counts(&self, totals: Totals) -> Counts {
         let (writing, waiting) = self.spool.counts();
         let (open_inodes, open_handles) = self.opens.counts();
-        Ok(Counts {
+        Counts {
             writing,
             waiting,
             open_inodes,
             open_handles,
-            totals: self.tree.scan(|q| q.totals())?,
-        })
+            totals,
+        }
     }
 
     /// How far this node has come, and what waits here.
@@ -310,7 +328,7 @@ pub struct Counts {
     pub open_handles: usize,
     /// The size of the tree.
     #[serde(flatten)]
-    pub totals: tree::Totals,
+    pub totals: Totals,
 }
 
 fn missing_in_spool() -> String {

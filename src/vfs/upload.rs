@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::names::bytes;
 use super::{Caller, Result, Vfs};
+use crate::backend::BackendError;
 use crate::content::spool::Progress;
 use crate::tree::op::check_name;
 use crate::tree::{self, Commitment, Op, Origin, TreeError};
@@ -29,7 +30,7 @@ impl Drop for Incoming {
 /// How an upload ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uploaded {
-    /// New content, on its way into the store.
+    /// New content, on its way into the store; or known content that the store had not any more.
     Queued,
     /// The store had the content already.
     Duplicate,
@@ -88,18 +89,7 @@ impl Vfs {
         check_name(name)?;
         let known = self.content(&incoming.hash)?.is_some();
         match self.lookup(dir, name) {
-            Ok(attr) => {
-                return match attr.inode.body {
-                    tree::Body::Stored { hash, .. } if hash == incoming.hash => {
-                        Ok(Uploaded::Duplicate)
-                    }
-                    _ if !attr.inode.is_file() => Err(TreeError::Exists.into()),
-                    _ if self.file_status(attr.inode.ino)?.hash == Some(incoming.hash) => {
-                        Ok(Uploaded::Duplicate)
-                    }
-                    _ => Err(TreeError::Exists.into()),
-                };
-            }
+            Ok(attr) => return self.again(&attr.inode, &incoming).await,
             Err(super::VfsError::Tree(TreeError::NotFound)) => {}
             Err(e) => return Err(e),
         }
@@ -147,5 +137,29 @@ impl Vfs {
         } else {
             Uploaded::Queued
         })
+    }
+
+    /// What has the name already. The bytes are given up only where the same ones are really there.
+    async fn again(&self, found: &tree::Inode, incoming: &Incoming) -> Result<Uploaded> {
+        if !found.is_file() {
+            return Err(TreeError::Exists.into());
+        }
+        let status = self.file_status(found.ino)?;
+        let stored =
+            matches!(&found.body, tree::Body::Stored { hash, .. } if *hash == incoming.hash);
+        if !stored {
+            return match status.hash == Some(incoming.hash) && !status.lost {
+                true => Ok(Uploaded::Duplicate),
+                false => Err(TreeError::Exists.into()),
+            };
+        }
+        let Incoming { hash, size, path } = incoming;
+        match self.ingest.restore(hash, *size, path).await {
+            Ok(true) => Ok(Uploaded::Queued),
+            Ok(false) => Ok(Uploaded::Duplicate),
+            // As far as this node knows it is there.
+            Err(BackendError::Unavailable(_)) if !status.lost => Ok(Uploaded::Duplicate),
+            Err(e) => Err(e.into()),
+        }
     }
 }

@@ -8,6 +8,7 @@ mod common;
 
 mod contents;
 mod daemons;
+mod damage;
 mod exactly_once;
 mod import;
 mod load;

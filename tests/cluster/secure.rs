@@ -1,12 +1,12 @@
 //! Servers that ask for certificates and passwords, with certificates and users made here.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use mongodb::bson::{Document, doc};
 
+use crate::common::certificates::Certificates;
 use crate::common::files::{bytes, write_closed};
 use crate::common::locker::Locker;
 use crate::common::mount::{Mount, Place};
@@ -18,75 +18,6 @@ const READY: Duration = Duration::from_secs(60);
 /// With characters that an address cannot hold as they are.
 const PASSWORD: &str = "p@ss:w/rd";
 const PASSWORD_ENCODED: &str = "p%40ss%3Aw%2Frd";
-
-/// An authority of its own, and what it signed for 127.0.0.1.
-struct Certificates(PathBuf);
-
-impl Certificates {
-    fn new(dir: &Path) -> Certificates {
-        let certificates = Certificates(dir.to_owned());
-        let ca = [
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-        ];
-        let named = [
-            "-subj",
-            "/CN=a test's authority",
-            "-out",
-            "ca.pem",
-            "-keyout",
-            "ca.key",
-        ];
-        certificates.openssl(&[&ca[..], &named].concat());
-        for name in ["server", "node"] {
-            let request = ["req", "-newkey", "rsa:2048", "-nodes", "-subj"];
-            let (subject, key, csr) = (
-                format!("/CN={name}"),
-                format!("{name}.key"),
-                format!("{name}.csr"),
-            );
-            let files = [&subject[..], "-keyout", &key, "-out", &csr];
-            certificates.openssl(&[&request[..], &files].concat());
-            fs::write(dir.join("san"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-            let out = format!("{name}.pem");
-            let sign = [
-                "x509", "-req", "-in", &csr, "-CA", "ca.pem", "-CAkey", "ca.key",
-            ];
-            let more = [
-                "-CAcreateserial",
-                "-days",
-                "2",
-                "-extfile",
-                "san",
-                "-out",
-                &out,
-            ];
-            certificates.openssl(&[&sign[..], &more].concat());
-            let both = [
-                fs::read(dir.join(&key)).unwrap(),
-                fs::read(dir.join(&out)).unwrap(),
-            ];
-            fs::write(dir.join(format!("{name}-both.pem")), both.concat()).unwrap();
-        }
-        fs::write(dir.join("set.key"), "QSBrZXkgb2YgdGhlIHNldA==").unwrap();
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o400);
-        fs::set_permissions(dir.join("set.key"), private).unwrap();
-        certificates
-    }
-
-    fn openssl(&self, args: &[&str]) {
-        let mut command = Command::new("openssl");
-        command.args(args).current_dir(&self.0);
-        let ended = run_within(READY, command);
-        assert!(
-            ended.status.success(),
-            "openssl (Debian package openssl): {ended:?}"
-        );
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
 
 fn etcd_with_users(certificates: &Certificates) -> Etcd {
     let options = [
@@ -199,6 +130,13 @@ fn mongod_with_users(certificates: &Certificates, database: &str) -> (Mongod, St
 fn certificates_and_passwords() {
     let place = Place::new();
     let certificates = Certificates::new(&place.work());
+    for name in ["server", "node"] {
+        certificates.make(name);
+    }
+    let set_key = place.work().join("set.key");
+    fs::write(&set_key, "QSBrZXkgb2YgdGhlIHNldA==").unwrap();
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+    fs::set_permissions(&set_key, private).unwrap();
     let database = fresh_database();
     let etcd = etcd_with_users(&certificates);
     let (mongod, mongodb) = mongod_with_users(&certificates, &database);

@@ -1,6 +1,7 @@
 //! What several test binaries share. Each includes all of it and uses a part.
 #![allow(dead_code)]
 
+pub mod certificates;
 pub mod disk;
 pub mod files;
 pub mod http;

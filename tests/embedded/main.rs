@@ -33,6 +33,7 @@ mod crashes;
 mod dedup;
 mod ending;
 mod gc;
+mod https;
 mod locks;
 mod names;
 mod open_flags;

@@ -1,6 +1,8 @@
 //! The web side and the mount show the same tree.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use crate::common::files::{bytes, sha256, write_closed, xattr};
 use crate::common::http::{get, request, upload};
@@ -151,4 +153,44 @@ fn regression_an_upload_removed_before_it_was_stored_is_not_queued_for_ever() {
     becomes(SOON, 200, || get(api, &status).code);
     fs::remove_file(m.at("up")).unwrap();
     becomes(SOON, 404, || get(api, &status).code);
+}
+
+/// Readers that stand still hold what is ready for them, each of them a bounded part.
+#[test]
+fn many_unread_downloads_take_little_memory() {
+    let m = Mount::start(&[]);
+    // More than the sockets' buffers take.
+    let content = bytes(5, 24 << 20);
+    write_closed(&m.at("f"), &content).unwrap();
+    m.wait_stored();
+    let path = format!("/download/{}", sha256(&content));
+    assert_eq!(get(m.api(), &path).code, 200);
+    let memory = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", m.pid())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib >> 10
+    };
+    let before = memory();
+    let held: Vec<TcpStream> = (0..200)
+        .map(|_| {
+            let mut stream = TcpStream::connect(m.api()).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            let mut first = [0; 15];
+            stream.read_exact(&mut first).unwrap();
+            stream
+        })
+        .collect();
+    // Until nothing moves any more.
+    let mut most = before;
+    becomes(Duration::from_secs(60), true, || {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = memory();
+        let still = now <= most;
+        most = most.max(now);
+        still
+    });
+    assert!(most - before < 120, "{before} MiB, then {most} MiB");
+    drop(held);
+    assert_eq!(get(m.api(), "/health").code, 200);
 }

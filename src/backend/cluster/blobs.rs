@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use mongodb::bson::oid::ObjectId;
+use tracing::warn;
 
 use super::gridfs::{Bucket, Upload, Uploaded};
+use super::gridfs_faults::MISSING;
 use crate::backend::{BackendError, BlobReader, BlobStore, Gate, Object, Page, Put, Result};
 use crate::types::{BlobId, ContentHash};
 
@@ -32,7 +34,13 @@ impl BlobStore for GridFsBlobs {
         let filename = hash.to_string();
         // Only saves the upload; the index decides.
         if let Some(id) = self.0.find(&filename).await? {
-            return Ok(Put::Duplicate(BlobId(id.to_hex())));
+            match self.0.fault(id).await? {
+                None => return Ok(Put::Duplicate(BlobId(id.to_hex()))),
+                Some(fault) => {
+                    warn!("the stored object of {hash} {fault}: it makes room for a whole one");
+                    self.0.delete(id).await?;
+                }
+            }
         }
         let upload = Upload {
             filename,
@@ -50,10 +58,21 @@ impl BlobStore for GridFsBlobs {
         self.0.open(parse(blob)?).await
     }
 
-    async fn exists(&self, blob: &BlobId) -> Result<bool> {
+    async fn faults(&self, blobs: &[BlobId]) -> Result<Vec<Option<String>>> {
+        let ids: Vec<_> = blobs.iter().map(|blob| parse(blob).ok()).collect();
+        let known: Vec<_> = ids.iter().flatten().copied().collect();
+        let faults = self.0.faults(&known).await?;
+        let fault = |id: Option<ObjectId>| match id {
+            Some(id) => faults.get(&id).cloned(),
+            None => Some(MISSING.to_owned()),
+        };
+        Ok(ids.into_iter().map(fault).collect())
+    }
+
+    async fn condemn(&self, blob: &BlobId) -> Result<()> {
         match parse(blob) {
-            Ok(id) => self.0.exists(id).await,
-            Err(_) => Ok(false),
+            Ok(id) => self.0.condemn(id).await,
+            Err(_) => Ok(()),
         }
     }
 

@@ -68,8 +68,8 @@ pub(super) struct Upload<'a> {
 /// The two collections of a bucket.
 #[derive(Clone)]
 pub(super) struct Bucket {
-    files: Collection<Document>,
-    chunks: Collection<Document>,
+    pub(super) files: Collection<Document>,
+    pub(super) chunks: Collection<Document>,
 }
 
 impl Bucket {
@@ -511,7 +511,7 @@ fn read_batches(path: PathBuf, sender: &mpsc::Sender<Batch>) -> io::Result<(Cont
 }
 
 /// A field that must be an id.
-fn object_id(document: &Document, field: &str) -> Result<ObjectId> {
+pub(super) fn object_id(document: &Document, field: &str) -> Result<ObjectId> {
     document
         .get_object_id(field)
         .map_err(|e| BackendError::Corrupt(format!("a stored file has an unknown kind of id: {e}")))

@@ -8,6 +8,7 @@ mod blobs;
 mod etcd;
 mod file_locks;
 mod gridfs;
+mod gridfs_faults;
 mod locks;
 mod log;
 mod membership;

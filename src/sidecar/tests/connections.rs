@@ -112,7 +112,7 @@ async fn a_start_says_what_is_in_the_way() {
     let dir = tempfile::tempdir().unwrap();
     let refusal = async |addr: Option<SocketAddr>, control: &Path| {
         let (ctx, _) = context(dir.path()).await;
-        start(ctx, addr, None, control)
+        start(ctx, doors(addr, control))
             .await
             .err()
             .unwrap()
@@ -146,7 +146,7 @@ async fn a_start_says_what_is_in_the_way() {
     drop(std::os::unix::net::UnixListener::bind(&short).unwrap());
     std::fs::rename(&short, &control).unwrap();
     let (ctx, _) = context(dir.path()).await;
-    let running = start(ctx, None, None, &control).await.unwrap();
+    let running = start(ctx, doors(None, &control)).await.unwrap();
     assert_eq!(running.addr(), None);
     assert_eq!(client::get_json(&control, "/health").await.unwrap().0, 200);
     drop(running);
@@ -174,4 +174,52 @@ async fn a_stop_does_not_wait_for_ever() {
     assert!(begun.elapsed() < Duration::from_secs(2));
     node.until_nothing_is_left().await;
     assert!(TcpStream::connect(node.addr).await.is_err());
+}
+
+/// Whoever can connect can do so again and again, and say nothing.
+#[tokio::test]
+async fn connections_without_an_admitted_request_hold_up_nobody() {
+    let limits = Limits {
+        header_read: Duration::from_secs(600),
+        body_idle: Duration::from_secs(600),
+        connections: 4,
+        ..quick()
+    };
+    let node = Node::start_at("0.0.0.0:0", limits).await;
+    let token = format!("X-Host-Token: {TOKEN}\r\n");
+    // An upload that takes its time.
+    let part = form(&[(Some("slow"), &[1; 5000])]);
+    let head = |more: &str| {
+        format!(
+            "POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{more}Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n",
+            part.len()
+        )
+    };
+    let mut slow = TcpStream::connect(node.addr).await.unwrap();
+    slow.write_all(head(&token).as_bytes()).await.unwrap();
+    slow.write_all(&part[..3000]).await.unwrap();
+    for _ in 0..1000 {
+        if node.leftovers() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.leftovers(), 1);
+    let health = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let refused = head("");
+    let mut held = Vec::new();
+    for n in 0..30 {
+        let mut stream = TcpStream::connect(node.addr).await.unwrap();
+        let said = ["", "GET /hea", health, &refused][n % 4];
+        stream.write_all(said.as_bytes()).await.unwrap();
+        held.push(stream);
+        let asked = node.ask(Method::GET, "/files", &[("x-host-token", TOKEN)]);
+        let answer = tokio::time::timeout(Duration::from_secs(30), asked).await;
+        assert_eq!(answer.expect("held up").status, StatusCode::OK);
+    }
+    slow.write_all(&part[3000..]).await.unwrap();
+    let answer = closed_within(&mut slow, Duration::from_secs(30)).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    drop(held);
+    node.end().await;
 }

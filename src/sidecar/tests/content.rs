@@ -223,6 +223,36 @@ async fn health_tells_what_a_monitor_needs() {
     node.end().await;
 }
 
+/// Who finds a file damaged brings it again, under its name.
+#[tokio::test]
+async fn regression_an_upload_of_the_same_file_heals_it() {
+    let node = Node::start().await;
+    let content = vec![7; 300_000];
+    let hash = sha(&content);
+    node.upload("/upload", "f", &content).await;
+    node.until_done(&hash).await;
+    let place = node.data.content().join(&hash[..2]).join(&hash);
+    let damaged = node.data.tmp().join("damaged");
+    let mut wrong = content.clone();
+    wrong[200_000] ^= 1;
+    std::fs::write(&damaged, wrong).unwrap();
+    std::fs::rename(&damaged, &place).unwrap();
+    for status in ["queued", "duplicate"] {
+        let again = node.upload("/upload", "f", &content).await;
+        assert_eq!(again.status, StatusCode::OK);
+        assert_eq!(again.json()["status"], status);
+        let down = node.get(&format!("/download/{hash}")).await;
+        assert!(down.body == content);
+    }
+    assert_eq!(node.vfs.totals().unwrap().contents, 1);
+    std::fs::remove_file(&place).unwrap();
+    let again = node.upload("/upload", "f", &content).await;
+    assert_eq!(again.json()["status"], "queued");
+    assert!(std::fs::read(&place).unwrap() == content);
+    node.until_nothing_is_left().await;
+    node.end().await;
+}
+
 #[tokio::test]
 async fn the_same_content_from_many_at_once_is_stored_once() {
     let node = Node::start().await;
@@ -238,14 +268,13 @@ async fn the_same_content_from_many_at_once_is_stored_once() {
     }
     node.until_done(&hash).await;
     for _ in 0..200 {
-        let counts = node.vfs.counts().unwrap();
-        if counts.waiting == 0 {
+        if node.vfs.node_load().unwrap().waiting_files == 0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let status = node.get(&format!("/status/{hash}")).await.json();
     assert_eq!(status["paths"].as_array().unwrap().len(), 8);
-    assert_eq!(node.vfs.counts().unwrap().totals.contents, 1);
+    assert_eq!(node.vfs.totals().unwrap().contents, 1);
     node.end().await;
 }

@@ -2,6 +2,7 @@
 
 mod connections;
 mod content;
+mod health;
 mod refusals;
 
 use std::future::IntoFuture;
@@ -78,6 +79,7 @@ async fn context(dir: &std::path::Path) -> (Context, DataDir) {
         data_dir: data.root().to_owned(),
         cluster: None,
         api: None,
+        api_tls: None,
         peer: None,
         workers: 2,
         queue: 100,
@@ -131,25 +133,34 @@ async fn context(dir: &std::path::Path) -> (Context, DataDir) {
     (ctx, data)
 }
 
+fn doors(api: Option<SocketAddr>, control: &Path) -> Doors<'_> {
+    Doors {
+        api,
+        tls: None,
+        peer: None,
+        control,
+    }
+}
+
 impl Node {
     async fn start() -> Node {
         Node::start_at("127.0.0.1:0", quick()).await
     }
 
     async fn start_at(addr: &str, limits: Limits) -> Node {
+        Node::start_as(addr, limits, |_| {}).await
+    }
+
+    /// One that is told from others by `change`.
+    async fn start_as(addr: &str, limits: Limits, change: impl FnOnce(&mut Context)) -> Node {
         let dir = tempfile::tempdir().unwrap();
-        let (ctx, data) = context(dir.path()).await;
+        let (mut ctx, data) = context(dir.path()).await;
+        change(&mut ctx);
         let (ingest, vfs) = (ctx.ingest.clone(), ctx.vfs.clone());
         let workers = ingest.start(ctx.workers, Duration::from_secs(3600));
-        let running = start_with(
-            ctx,
-            Some(addr.parse().unwrap()),
-            None,
-            &data.control(),
-            limits,
-        )
-        .await
-        .unwrap();
+        let control = data.control();
+        let running = start_with(ctx, doors(Some(addr.parse().unwrap()), &control), limits);
+        let running = running.await.unwrap();
         let port = running.addr().unwrap().port();
         Node {
             running: Some(running),

@@ -53,7 +53,8 @@ async fn bad_requests_are_refused_with_a_reason() {
         let answer = node.upload("/upload", name, b"x").await;
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{name}");
     }
-    for path in ["..", "a/../../b", "a/./b", "%00"] {
+    let deep = "d/".repeat(2048);
+    for path in ["..", "a/../../b", "a/./b", "%00", "%ff%fe", &deep] {
         let answer = node
             .upload(&format!("/upload?path={path}"), "n", b"x")
             .await;
@@ -196,6 +197,7 @@ async fn a_panic_is_an_answer_and_a_route_without_a_door_is_refused() {
     let app = Arc::new(App {
         ctx,
         scrub: Arc::default(),
+        surveys: Surveys::default(),
         limits: quick(),
         tasks: TaskTracker::new(),
     });

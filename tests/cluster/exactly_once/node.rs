@@ -88,11 +88,15 @@ impl BlobStore for Shaky<dyn BlobStore> {
         self.0.get(blob).await
     }
 
-    async fn exists(&self, blob: &BlobId) -> Result<bool> {
+    async fn faults(&self, blobs: &[BlobId]) -> Result<Vec<Option<String>>> {
         self.1.pause().await;
-        let exists = self.0.exists(blob).await;
+        let faults = self.0.faults(blobs).await;
         self.1.pause().await;
-        exists
+        faults
+    }
+
+    async fn condemn(&self, blob: &BlobId) -> Result<()> {
+        self.0.condemn(blob).await
     }
 
     async fn delete(&self, blob: &BlobId) -> Result<()> {
@@ -182,6 +186,7 @@ impl Node {
                 etcd_tls: Default::default(),
             }),
             api: None,
+            api_tls: None,
             peer: None,
             workers: 3,
             queue: 100,
