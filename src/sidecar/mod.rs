@@ -4,8 +4,8 @@
 //! `{"error": "..."}` with a fitting status (`errors` is the one table); uploads and downloads of any size run in flat
 //! memory; no connection is held for ever by a peer that says nothing or reads nothing (`server`), and none at all by one
 //! without an admitted request while somebody else needs it (`slots`); `/health` asked all the time costs the servers and
-//! the namespace a question a second (`survey`); an upload that breaks off leaves nothing behind. It speaks to [`crate::vfs`] and knows neither the kernel's side nor how content is
-//! stored. No other room names an axum type.
+//! the namespace a question a second (`survey`); an upload that breaks off leaves nothing behind. It speaks to
+//! [`crate::vfs`] and knows neither the kernel's side nor how content is stored. No other room names an axum type.
 //!
 //! | route | open to |
 //! |---|---|
