@@ -7,9 +7,11 @@
 mod common;
 
 mod contents;
+mod costs;
 mod daemons;
 mod exactly_once;
 mod import;
+mod joining;
 mod load;
 mod locks;
 mod matrix;
