@@ -21,8 +21,7 @@ pub(super) fn write(tree: &Path, to: &Path) -> Result<Option<Seq>> {
         .to_str()
         .ok_or_else(|| TreeError::Database(format!("{} is not UTF-8", to.display())))?;
     let conn = schema::open_reader(tree)?;
-    // Each page is needed once, and the copy has a cache of the same size.
-    conn.execute_batch("PRAGMA query_only=0; PRAGMA cache_size=-2048")?;
+    conn.execute_batch("PRAGMA query_only=0")?;
     conn.execute("VACUUM INTO ?1", [target])?;
     drop(conn);
     let copy = schema::open_writer(to)?;

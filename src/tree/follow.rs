@@ -22,7 +22,7 @@ use crate::types::Seq;
 
 /// Log entries read at a time.
 pub(super) const READ: usize = 256;
-/// How long catching up waits for a log that does not answer.
+/// How long catching up waits for a log that does not answer. One with many entries is waited for as long as they come.
 const LOG_DEADLINE: Duration = Duration::from_secs(15);
 /// How often the log is looked at though nothing was heard of it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -79,6 +79,7 @@ impl Position {
 }
 
 impl Logged {
+    /// Returns when everything that the log holds now is applied here.
     pub(super) async fn catch_up(&self) -> Result<()> {
         let head = self.log.head().await.map_err(unavailable)?;
         let mut applied = self.position.applied.subscribe();
@@ -87,13 +88,19 @@ impl Logged {
         if head > self.position.known() {
             self.nudge();
         }
-        let reached = applied.wait_for(|applied| *applied >= head.0);
-        match tokio::time::timeout(LOG_DEADLINE, reached).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(TreeError::Unavailable(format!(
-                "log entry {head} was not applied in time"
-            ))),
+        let mut at = *applied.borrow();
+        while at < head.0 {
+            let moved = applied.wait_for(|applied| *applied > at);
+            at = match tokio::time::timeout(LOG_DEADLINE, moved).await {
+                Ok(Ok(now)) => *now,
+                _ => {
+                    return Err(TreeError::Unavailable(format!(
+                        "log entry {head} was not applied in time"
+                    )));
+                }
+            };
         }
+        Ok(())
     }
 
     /// Applies what other nodes appended.

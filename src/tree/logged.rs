@@ -62,6 +62,8 @@ pub(super) struct Logged {
     pub(super) back: AtomicBool,
     /// This node appended the entry after which a checkpoint may be made.
     checkpoint_due: AtomicBool,
+    /// Held by the one that is being made.
+    pub(super) checkpointing: tokio::sync::Mutex<()>,
     /// Set once the files of this node can be kept aside; the outbox waits for that.
     pub(super) aside: OnceLock<Aside>,
     pub(super) merging: Mutex<Merging>,
@@ -100,6 +102,7 @@ impl Logged {
             behind: AtomicBool::new(true),
             back: AtomicBool::new(false),
             checkpoint_due: AtomicBool::new(false),
+            checkpointing: tokio::sync::Mutex::default(),
             aside: OnceLock::new(),
             merging: Mutex::default(),
             log,

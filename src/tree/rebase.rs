@@ -244,6 +244,10 @@ impl Logged {
     /// Stores what this replica holds now as a checkpoint, when enough has happened since the last one, and trims the log
     /// up to that last one, which nodes may still be starting from.
     pub(super) async fn make_checkpoint(self: Arc<Self>) {
+        // A large one may take longer than it takes until the next is due, which would write to the same file.
+        let Ok(_alone) = self.checkpointing.try_lock() else {
+            return;
+        };
         let file = self.path.with_extension("checkpoint");
         match self.try_checkpoint(&file).await {
             Ok(None) => {}

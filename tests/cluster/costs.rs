@@ -38,7 +38,7 @@ fn regression_a_change_costs_one_insert_and_one_read() {
     let after = counted();
     let (inserts, reads) = (after.0 - before.0, after.1 - before.1);
     println!(
-        "counted {CHANGES} changes: {inserts} inserts, {reads} reads, {:.1} ms each",
+        "cost of {CHANGES} changes: {inserts} inserts, {reads} reads, {:.1} ms each",
         1000.0 * took.as_secs_f64() / CHANGES as f64
     );
     // The node looks at the log by itself, too, once in a second in which nothing happens.
@@ -62,6 +62,9 @@ fn regression_a_change_costs_one_insert_and_one_read() {
         }
         slowest = slowest.max(begun.elapsed());
     }
-    println!("counted propagation: at most {} ms", slowest.as_millis());
+    println!(
+        "propagation of a change: at most {} ms",
+        slowest.as_millis()
+    );
     assert!(slowest < Duration::from_millis(700), "{slowest:?}");
 }

@@ -91,3 +91,42 @@ async fn a_node_that_was_down_for_long_keeps_what_is_its_own() {
     a.tree().catch_up().await.unwrap();
     same(&a, &b);
 }
+
+/// A checkpoint of a large tree takes longer than it takes until the next one is due.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_checkpoints_do_not_overtake_each_other() {
+    let log = HostileLog::with_checkpoints(5, 20);
+    log.slow.store(true, Ordering::SeqCst);
+    let (dir, a, _b) = pair(&log).await;
+    let begun = Instant::now();
+    let mut most = 0;
+    for i in 0..400 {
+        a.make(&format!("n{i}"), FILE, i).await;
+        most = most.max(log.checkpoints().0);
+    }
+    assert_eq!(most, 1, "in {:?}", begun.elapsed());
+    log.slow.store(false, Ordering::SeqCst);
+    grow_until_trimmed(&log, &a).await;
+    assert!(log.checkpoints().1 > 0);
+    let new = Node::new(&dir, "new", &log).await;
+    a.tree().catch_up().await.unwrap();
+    new.tree().catch_up().await.unwrap();
+    same(&a, &new);
+}
+
+/// A machine that joins may have more to apply than it takes seconds until a silent log is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_catching_up_is_waited_for_as_long_as_it_moves() {
+    const ENTRIES: u64 = 45;
+    let dir = tempfile::tempdir().unwrap();
+    let log = HostileLog::grown_readable(ENTRIES);
+    let slow: Listener = Box::new(|_, _| std::thread::sleep(Duration::from_millis(400)));
+    let begun = Instant::now();
+    let (path, node) = (dir.path().join("t"), NodeId("t".into()));
+    let opened = Tree::open(&path, &node, Some(log), slow);
+    assert_eq!(opened.await.unwrap().applied().unwrap(), Seq(ENTRIES));
+    assert!(
+        begun.elapsed() > Duration::from_secs(16),
+        "too fast to tell"
+    );
+}

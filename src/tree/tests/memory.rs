@@ -28,7 +28,7 @@ fn measure(test: &str, dir: &Path) {
         .unwrap();
     let said = String::from_utf8_lossy(&ended.stdout);
     said.lines()
-        .filter(|l| l.contains("counted"))
+        .filter(|l| l.contains("memory"))
         .for_each(|l| println!("{l}"));
     let errors = String::from_utf8_lossy(&ended.stderr);
     assert!(ended.status.success(), "{said}{errors}");
@@ -55,7 +55,7 @@ fn peak_of(what: &str, f: impl FnOnce()) -> u64 {
     f();
     let peak = mib("VmHWM");
     println!(
-        "counted {what}: {} MiB on top of {before}, in {:.1} s",
+        "memory of {what}: {} MiB on top of {before}, in {:.1} s",
         peak.saturating_sub(before),
         begun.elapsed().as_secs_f64()
     );
@@ -101,7 +101,7 @@ fn a_checkpoint_takes_no_memory_that_grows_with_the_tree() {
     let more = peak_of("writing a checkpoint", || {
         assert_eq!(checkpoint::write(&tree, &to).unwrap(), Some(Seq(7)));
     });
-    println!("counted database: {} MiB", database_mib(&to));
+    println!("memory: the database has {} MiB", database_mib(&to));
     assert!(database_mib(&to) > MORE_MIB, "too small to tell");
     assert!(more <= MORE_MIB, "{more} MiB");
     let more = peak_of("checking a checkpoint", || {

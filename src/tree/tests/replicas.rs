@@ -22,11 +22,13 @@ pub(super) struct HostileLog {
     /// Says that there is more, but not what.
     mute: AtomicBool,
     /// Others hear of an entry before its maker is answered.
-    slow: AtomicBool,
+    pub(super) slow: AtomicBool,
     /// Calls of `changed`.
     asked: AtomicU64,
     /// Calls of `read`.
     reads: AtomicU64,
+    /// Checkpoints on their way.
+    storing: AtomicU64,
 }
 
 struct State {
@@ -65,16 +67,31 @@ impl HostileLog {
         HostileLog::made(seed, 0, every)
     }
 
-    /// One that has so many entries, all behind the checkpoint in `file` and gone.
-    pub(super) fn grown(entries: u64, file: &Path) -> Arc<HostileLog> {
+    /// One that has so many entries.
+    pub(super) fn grown_readable(entries: u64) -> Arc<HostileLog> {
         let log = HostileLog::new(1, 0);
         {
             let mut state = log.state.lock();
             (0..entries).for_each(|_| log.third_node(&mut state));
+        }
+        log
+    }
+
+    /// One that has so many entries, all behind the checkpoint in `file` and gone.
+    pub(super) fn grown(entries: u64, file: &Path) -> Arc<HostileLog> {
+        let log = HostileLog::grown_readable(entries);
+        {
+            let mut state = log.state.lock();
             state.checkpoint = Some((Seq(entries), file.to_owned()));
             state.trimmed = entries;
         }
         log
+    }
+
+    /// How many checkpoints are on their way, and of which entry the last one is that arrived.
+    pub(super) fn checkpoints(&self) -> (u64, u64) {
+        let stored = self.state.lock().checkpoint.as_ref().map_or(0, |c| c.0.0);
+        (self.storing.load(Ordering::SeqCst), stored)
     }
 
     pub(super) fn trimmed(&self) -> u64 {
@@ -98,6 +115,7 @@ impl HostileLog {
             slow: AtomicBool::new(false),
             asked: AtomicU64::new(0),
             reads: AtomicU64::new(0),
+            storing: AtomicU64::new(0),
         })
     }
 
@@ -212,6 +230,12 @@ impl TreeLog for HostileLog {
     }
 
     async fn put_checkpoint(&self, seq: Seq, file: &Path) -> crate::backend::Result<()> {
+        let others = self.storing.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(others, 0, "two checkpoints at once");
+        if self.slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        self.storing.fetch_sub(1, Ordering::SeqCst);
         let mut state = self.state.lock();
         assert!(seq.0 <= state.entries.len() as u64);
         let kept = state.files.path().join(seq.to_string());
