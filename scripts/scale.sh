@@ -80,4 +80,4 @@ end() {
 trap end EXIT
 mkdir "$work/a" "$work/b"
 "$root/scripts/cluster.sh" start "$work/servers" >/dev/null
-python3 "$root/scripts/scale_cluster.py" "$oncefs" "$work" "127.0.0.1:$MONGO_PORT" "http://127.0.0.1:$ETCD_PORT" "${options[@]}"
+python3 -B "$root/scripts/scale_cluster.py" "$oncefs" "$work" "127.0.0.1:$MONGO_PORT" "http://127.0.0.1:$ETCD_PORT" "${options[@]}"
