@@ -65,7 +65,8 @@ start() {
     launch etcd etcd --data-dir "$dir/etcd" \
         --listen-client-urls "$etcd" --advertise-client-urls "$etcd" \
         --listen-peer-urls "$etcd_peer" --initial-advertise-peer-urls "$etcd_peer" \
-        --initial-cluster "default=$etcd_peer" --log-level warn
+        --initial-cluster "default=$etcd_peer" --log-level warn \
+        --auto-compaction-mode revision --auto-compaction-retention 100000
     launch mongod "$ONCEFS_MONGOD" --dbpath "$dir/mongod" --port "$mongo_port" --bind_ip 127.0.0.1 \
         --replSet rs0 --nounixsocket --wiredTigerCacheSizeGB 0.25 --quiet
     ready etcd curl -sf "$etcd/health"

@@ -67,9 +67,9 @@ def decode(data):
     return document
 
 
-def command(address, body):
-    """Sends `body` to the database admin and returns the answer."""
-    section = encode({**body, "$db": "admin"})
+def command(address, body, database="admin"):
+    """Sends `body` to a database and returns the answer."""
+    section = encode({**body, "$db": database})
     with socket.create_connection(address, timeout=10) as connection:
         # Length, request id, answer to, OP_MSG; no flags; one section of kind 0.
         connection.sendall(struct.pack("<iiiiIB", 21 + len(section), 1, 0, 2013, 0, 0) + section)

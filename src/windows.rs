@@ -129,6 +129,10 @@ windows! {
         "The replica is the log's, and notes which spool files lost; recovery removes those.";
     MERGE_GIVEN_UP "merge-given-up":
         "The same, and they are gone.";
+    JOIN "join":
+        "The replica is as it was; the checkpoint beside it is fetched again.";
+    JOINED "joined":
+        "The replica is the checkpoint's, with what belongs to this node alone.";
     CHECKPOINT "checkpoint":
         "The write-ahead log has everything.";
     CHECKPOINT_DONE "checkpoint-done":

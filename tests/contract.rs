@@ -762,6 +762,34 @@ async fn log_start_moves_by_trim_only() {
     );
 }
 
+/// A node that has much to catch up with takes it in pieces that fit its memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_log_entries_are_read_a_few_at_a_time() {
+    let side = Side::cluster().await;
+    let large = |seq: u64| LogEntry {
+        payload: vec![seq as u8; 3 << 20],
+        ..entry(seq, &seq.to_string())
+    };
+    for seq in 1..=7 {
+        let appended = side.log(0).append(&large(seq)).await.unwrap();
+        assert_eq!(appended, Append::Appended);
+    }
+    let (mut next, mut pieces) = (1, 0);
+    loop {
+        let piece = side.log(1).read(Seq(next), 256).await.unwrap();
+        assert!(piece.len() <= 3, "{} entries at once", piece.len());
+        for (entry, seq) in piece.iter().zip(next..) {
+            assert_eq!(*entry, large(seq));
+        }
+        if piece.is_empty() {
+            break;
+        }
+        next += piece.len() as u64;
+        pieces += 1;
+    }
+    assert_eq!((next, pieces), (8, 3));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_followers_wake() {
     let side = Side::cluster().await;
@@ -788,6 +816,11 @@ async fn log_followers_wake() {
         let (woken, appended) = tokio::join!(wait, append);
         fastest = fastest.min(woken.saturating_duration_since(appended));
         assert_eq!(side.log(1).read(Seq(seq), 1).await.unwrap().len(), 1);
+        // It says how far it knows, so that a node can tell its own entries from news.
+        for log in [0, 1] {
+            let heard = side.log(log).changed(Seq(seq - 1)).await.unwrap();
+            assert_eq!(heard, Seq(seq));
+        }
     }
     assert!(fastest < Duration::from_millis(300), "{fastest:?}");
 }

@@ -198,15 +198,17 @@ pub trait TreeLog: Send + Sync {
     /// newest checkpoint. `Unusable` when the log ends before `entry.seq - 1`: the database lost acknowledged entries.
     async fn append(&self, entry: &LogEntry) -> Result<Append>;
 
-    /// Up to `limit` majority-committed entries from position `from` on, in order. Empty at the head.
+    /// Up to `limit` majority-committed entries from position `from` on, in order; fewer when they are large. Empty at the
+    /// head.
     /// `NotFound` when `from` lies behind the trimmed start of the log.
     async fn read(&self, from: Seq, limit: usize) -> Result<Vec<LogEntry>>;
 
     /// The last majority-committed position (0 when empty).
     async fn head(&self) -> Result<Seq>;
 
-    /// Returns once the log may hold entries beyond `after`, or after a second at the latest. Spurious returns are fine.
-    async fn changed(&self, after: Seq) -> Result<()>;
+    /// Returns once the log may hold entries beyond `after`, or after a second at the latest, with the last position that
+    /// it has heard of, which may lie before `after`. Asks nobody. Spurious returns are fine.
+    async fn changed(&self, after: Seq) -> Result<Seq>;
 
     /// The number of this node's inode range: 1 or more, different for every node, the same at every call.
     async fn register(&self, node: &NodeId) -> Result<u32>;

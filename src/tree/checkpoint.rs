@@ -27,7 +27,8 @@ pub(super) fn write(tree: &Path, to: &Path) -> Result<Option<Seq>> {
     let copy = schema::open_writer(to)?;
     let forked = super::outbox::is_forked(&copy)?;
     copy.execute_batch(
-        "PRAGMA journal_mode=DELETE; DELETE FROM local; DROP TABLE IF EXISTS outbox; DROP TABLE IF EXISTS undo;",
+        "PRAGMA journal_mode=DELETE; DELETE FROM local; DROP TABLE IF EXISTS outbox; DROP TABLE IF EXISTS undo;
+         DROP TABLE IF EXISTS given_up;",
     )?;
     let applied = Query(&copy).applied()?;
     drop(copy);
@@ -64,38 +65,43 @@ pub(super) fn detach(writer: &Writer) {
     }
 }
 
-/// Makes the replica what the attached checkpoint is, inside the transaction under way; tells what is different.
+/// Makes the replica what the attached checkpoint is, inside the transaction under way; tells what is different. Takes
+/// memory for what is different, not for the tree: rows are looked up in the other database, never gathered.
 pub(super) fn load(writer: &Writer) -> Result<Vec<Effect>> {
     let conn = writer.conn();
     let effects = differences(conn)?;
     for table in SHARED_TABLES {
+        let (key, row) = same(conn, table)?;
         conn.execute_batch(&format!(
-            "DELETE FROM main.{table} WHERE NOT EXISTS (SELECT 1 FROM newer.{table} AS n WHERE {same});
-             INSERT OR REPLACE INTO main.{table} SELECT * FROM newer.{table} EXCEPT SELECT * FROM main.{table};",
-            same = same_key(conn, table)?,
+            "DELETE FROM main.{table} AS m WHERE NOT EXISTS (SELECT 1 FROM newer.{table} AS n WHERE {key});
+             INSERT OR REPLACE INTO main.{table} SELECT * FROM newer.{table} AS n
+               WHERE NOT EXISTS (SELECT 1 FROM main.{table} AS m WHERE {row});",
         ))?;
     }
     Ok(effects)
 }
 
-fn same_key(conn: &Connection, table: &str) -> Result<String> {
-    let mut stmt = conn.prepare("SELECT name FROM pragma_table_info(?1) WHERE pk>0")?;
-    let keys: Vec<String> = stmt
-        .query_map([table], |r| r.get(0))?
+/// Two conditions on a row `m` and a row `n` of a table: that they have the same key, and that they are the same.
+fn same(conn: &Connection, table: &str) -> Result<(String, String)> {
+    let mut stmt = conn.prepare("SELECT name, pk>0 FROM pragma_table_info(?1)")?;
+    let columns: Vec<(String, bool)> = stmt
+        .query_map([table], |r| Ok((r.get(0)?, r.get(1)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    let equal: Vec<String> = keys
-        .iter()
-        .map(|k| format!("n.{k}=main.{table}.{k}"))
-        .collect();
-    Ok(equal.join(" AND "))
+    let (keys, others): (Vec<_>, Vec<_>) = columns.into_iter().partition(|(_, key)| *key);
+    let keys: Vec<String> = keys.iter().map(|(c, _)| format!("m.{c}=n.{c}")).collect();
+    let others = others.iter().map(|(c, _)| format!("m.{c} IS n.{c}"));
+    let all: Vec<String> = keys.iter().cloned().chain(others).collect();
+    Ok((keys.join(" AND "), all.join(" AND ")))
 }
 
 fn differences(conn: &Connection) -> Result<Vec<Effect>> {
     let mut effects = Vec::new();
-    let mut entries = conn.prepare(
-        "SELECT parent, name FROM (SELECT parent, name, ino FROM main.dentries EXCEPT SELECT parent, name, ino FROM newer.dentries)
-         UNION SELECT parent, name FROM (SELECT parent, name, ino FROM newer.dentries EXCEPT SELECT parent, name, ino FROM main.dentries)",
-    )?;
+    let (key, _) = same(conn, "dentries")?;
+    let mut entries = conn.prepare(&format!(
+        "SELECT parent, name FROM main.dentries AS m WHERE NOT EXISTS (SELECT 1 FROM newer.dentries AS n WHERE {key} AND m.ino=n.ino)
+         UNION ALL
+         SELECT parent, name FROM newer.dentries AS n WHERE NOT EXISTS (SELECT 1 FROM main.dentries AS m WHERE {key})",
+    ))?;
     let rows = entries.query_map([], |r| {
         Ok(Effect::Entry {
             parent: Ino(r.get(0)?),
@@ -105,15 +111,14 @@ fn differences(conn: &Connection) -> Result<Vec<Effect>> {
     for effect in rows {
         effects.push(effect?);
     }
-    let mut inodes = conn
-        .prepare("SELECT ino FROM (SELECT * FROM main.inodes EXCEPT SELECT * FROM newer.inodes)")?;
-    let changed: Vec<Ino> = inodes
-        .query_map([], |r| r.get(0).map(Ino))?
-        .collect::<rusqlite::Result<_>>()?;
-    for ino in changed {
-        let stays: bool = conn
-            .prepare_cached("SELECT EXISTS(SELECT 1 FROM newer.inodes WHERE ino=?1)")?
-            .query_row([ino.0], |r| r.get(0))?;
+    let (key, row) = same(conn, "inodes")?;
+    let mut inodes = conn.prepare(&format!(
+        "SELECT ino, EXISTS(SELECT 1 FROM newer.inodes AS n WHERE {key}) FROM main.inodes AS m
+           WHERE NOT EXISTS (SELECT 1 FROM newer.inodes AS n WHERE {row})",
+    ))?;
+    let mut changed = inodes.query([])?;
+    while let Some(inode) = changed.next()? {
+        let (ino, stays) = (Ino(inode.get(0)?), inode.get(1)?);
         if stays {
             effects.extend([Effect::Attributes(ino), Effect::Content(ino)]);
         } else {

@@ -7,22 +7,23 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::apply::{Applied, Effect};
+use super::follow::{self, Position};
 use super::fork::{Aside, Merging};
 use super::op::{Op, TreeError};
 use super::query::Query;
 use super::reserve::{Reserve, frees_space};
-use super::writer::{self, Writer, decode, encode, spawn_thread};
-use super::{Commitment, Listener, Origin, Result, outbox, unavailable};
+use super::writer::{self, Writer, encode, spawn_thread};
+use super::{Commitment, Listener, Origin, Result, join, outbox, unavailable};
 use crate::backend::{Append, BackendError, LogEntry, TreeLog};
 use crate::types::{NodeId, Seq};
 
@@ -30,12 +31,10 @@ use crate::types::{NodeId, Seq};
 const BATCH_MAX: usize = 256;
 /// Bytes of encoded ops in one log entry at the most.
 pub(super) const ENTRY_BYTES_MAX: usize = 4 << 20;
-/// How long catching up waits for a log that does not answer.
-const LOG_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a batch tries again before it goes to the outbox. A call that hangs has a deadline of its own.
 const OUTBOX_AFTER: Duration = Duration::from_secs(2);
-/// How often an absent log is asked whether it is back.
-const PROBE: Duration = Duration::from_millis(500);
+/// The longest pause between two attempts to join a log that can be read.
+const REST: Duration = Duration::from_secs(2);
 
 /// What waits for its turn.
 pub(super) struct Submission {
@@ -61,26 +60,22 @@ pub(super) struct Logged {
     /// This start has not reached the log's head yet.
     pub(super) behind: AtomicBool,
     /// An absent log has answered.
-    back: AtomicBool,
-    /// Nothing was ever applied here, so the newest checkpoint is the place to start.
-    fresh: AtomicBool,
+    pub(super) back: AtomicBool,
     /// This node appended the entry after which a checkpoint may be made.
     checkpoint_due: AtomicBool,
+    /// Held by the one that is being made.
+    pub(super) checkpointing: tokio::sync::Mutex<()>,
     /// Set once the files of this node can be kept aside; the outbox waits for that.
     pub(super) aside: OnceLock<Aside>,
     pub(super) merging: Mutex<Merging>,
     pub(super) log: Arc<dyn TreeLog>,
-    applied: AtomicU64,
+    pub(super) position: Position,
     /// Space for what frees space, joining the log again among it: the store takes what the spool holds.
     reserve: Reserve,
     wake: Condvar,
     hint: Mutex<bool>,
-    progress: tokio::sync::watch::Sender<u64>,
     listener: Listener,
 }
-
-/// The longest pause between two attempts to join a log that can be read.
-const REST: Duration = Duration::from_secs(2);
 
 impl Logged {
     /// Opens the replica, starts following the log, and returns when it has caught up.
@@ -92,6 +87,7 @@ impl Logged {
     ) -> Result<Arc<Logged>> {
         let reserve = Reserve::new(path);
         reserve.give_up_if_needed();
+        let reached = join::start(path, &*log).await;
         let writer = Writer::open(path)?;
         outbox::prepare(writer.conn())?;
         let forked = outbox::is_forked(writer.conn())?;
@@ -106,16 +102,15 @@ impl Logged {
             forked: AtomicBool::new(forked),
             behind: AtomicBool::new(true),
             back: AtomicBool::new(false),
-            fresh: AtomicBool::new(applied == Seq(0) && !forked),
             checkpoint_due: AtomicBool::new(false),
+            checkpointing: tokio::sync::Mutex::default(),
             aside: OnceLock::new(),
             merging: Mutex::default(),
             log,
-            applied: AtomicU64::new(applied.0),
+            position: Position::new(applied),
             reserve,
             wake: Condvar::new(),
             hint: Mutex::new(true),
-            progress: tokio::sync::watch::channel(applied.0).0,
             listener,
         });
         let handle = tokio::runtime::Handle::current();
@@ -124,12 +119,16 @@ impl Logged {
             leader.lead(&handle);
             leader.ended.send_replace(true);
         })?;
-        tokio::spawn(watch(Arc::downgrade(&this)));
+        tokio::spawn(follow::watch(Arc::downgrade(&this)));
         // A fork is merged later, when the files of this node can be kept aside.
         if forked {
             return Ok(this);
         }
-        match this.catch_up().await {
+        let caught_up = match reached {
+            Ok(()) => this.catch_up().await,
+            Err(e) => Err(e),
+        };
+        match caught_up {
             Ok(()) => {
                 this.behind.store(false, Ordering::Release);
                 Ok(this)
@@ -208,22 +207,6 @@ impl Logged {
             }
             result
         })
-    }
-
-    pub(super) async fn catch_up(&self) -> Result<()> {
-        let head = self.log.head().await.map_err(unavailable)?;
-        let mut progress = self.progress.subscribe();
-        self.nudge();
-        let reached = tokio::time::timeout(
-            LOG_DEADLINE,
-            progress.wait_for(|applied| *applied >= head.0),
-        );
-        match reached.await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err(TreeError::Unavailable(format!(
-                "log entry {head} was not applied in time"
-            ))),
-        }
     }
 
     pub(super) fn close(&self) {
@@ -305,11 +288,6 @@ impl Logged {
             }
             self.give_up_the_rest();
             let batch = self.refuse_given_up(batch);
-            if self.fresh.swap(false, Ordering::AcqRel)
-                && let Err(e) = self.start_from_checkpoint(runtime)
-            {
-                warn!("starting from a checkpoint: {e}");
-            }
             if batch.is_empty() {
                 self.reserve.renew();
                 if !self.forked()
@@ -337,6 +315,7 @@ impl Logged {
             let mut in_doubt = None;
             let attempt = self.attempt(runtime, &mut batch, deadline, &mut in_doubt);
             if attempt.is_err() {
+                self.position.disclaim();
                 self.abandon();
             }
             match attempt {
@@ -356,6 +335,8 @@ impl Logged {
                 Err(e) => {
                     let results = batch.iter().map(|_| Err(e.clone())).collect();
                     self.answer(std::mem::take(&mut batch), results);
+                    // The position that was claimed may be another node's, which nobody has been told of.
+                    self.nudge();
                 }
             }
         }
@@ -385,10 +366,10 @@ impl Logged {
         if accepted.is_empty() {
             writer.rollback();
             // Refused by a state that may be behind: let the refusal stand only against the log's head.
-            let before = self.applied.load(Ordering::Acquire);
+            let before = self.position.applied();
             drop(writer);
             self.follow(runtime)?;
-            if self.applied.load(Ordering::Acquire) == before {
+            if self.position.applied() == before {
                 self.answer(std::mem::take(batch), results);
             }
             return Ok(());
@@ -403,7 +384,8 @@ impl Logged {
             }
             return Ok(());
         }
-        let seq = Seq(self.applied.load(Ordering::Acquire)).next();
+        let seq = self.position.applied().next();
+        self.position.claim(seq);
         let entry = LogEntry {
             seq,
             node: self.node.clone(),
@@ -433,7 +415,7 @@ impl Logged {
                     self.apply_own(&entry, deadline)?;
                 }
                 self.answer(std::mem::take(batch), results);
-                self.publish_applied(seq);
+                self.position.reached(seq);
                 // Of all nodes one appends this entry, so one makes the checkpoint.
                 if seq.0.is_multiple_of(self.log.checkpoint_every()) {
                     self.checkpoint_due.store(true, Ordering::Release);
@@ -441,6 +423,7 @@ impl Logged {
                 Ok(())
             }
             Ok(Append::Conflict) => {
+                self.position.disclaim();
                 writer.rollback();
                 drop(writer);
                 self.follow(runtime)
@@ -458,82 +441,8 @@ impl Logged {
         }
     }
 
-    /// Applies what other nodes appended.
-    fn follow(&self, runtime: &tokio::runtime::Handle) -> Result<()> {
-        loop {
-            let from = Seq(self.applied.load(Ordering::Acquire)).next();
-            let entries = match runtime.block_on(self.log.read(from, 256)) {
-                Ok(entries) => entries,
-                Err(BackendError::NotFound) => return self.rebase(runtime),
-                Err(e) => return Err(unavailable(e)),
-            };
-            if entries.is_empty() {
-                self.behind.store(false, Ordering::Release);
-                self.progress.send_replace(from.0 - 1);
-                return Ok(());
-            }
-            for entry in entries {
-                self.apply_entry(&entry)?;
-            }
-        }
-    }
-
-    fn apply_entry(&self, entry: &LogEntry) -> Result<()> {
-        match self.commit_entry(entry) {
-            Ok(effects) => {
-                // Before the position is published: who has caught up with the log finds the kernel's caches told.
-                (self.listener)(Origin::Remote, &effects);
-                self.publish_applied(entry.seq);
-                Ok(())
-            }
-            Err(e) => {
-                self.abandon();
-                Err(e)
-            }
-        }
-    }
-
-    /// Applies the entry that this node just appended, after its own transaction failed.
-    fn apply_own(&self, entry: &LogEntry, deadline: Instant) -> Result<()> {
-        loop {
-            match self.commit_entry(entry) {
-                Ok(_) => return Ok(()),
-                Err(e) => {
-                    self.abandon();
-                    if Instant::now() >= deadline || self.closed.load(Ordering::Acquire) {
-                        return Err(e);
-                    }
-                    std::thread::sleep(Duration::from_millis(200));
-                }
-            }
-        }
-    }
-
-    fn commit_entry(&self, entry: &LogEntry) -> Result<Vec<Effect>> {
-        let ops = decode(&entry.payload)?;
-        let mut writer = self.writer.lock();
-        writer.begin()?;
-        let applied = match writer.apply(&ops, || Ok(())) {
-            Ok(applied) => applied,
-            // The disk, not the ops.
-            Err(e @ TreeError::NoSpace) => return Err(e),
-            Err(e) if writer.was_rolled_back() => return Err(e),
-            Err(e) => {
-                // It was accepted against this very state elsewhere, so this replica differs: going on would make it
-                // differ more.
-                error!(
-                    "log entry {} by {} does not apply here ({e}): this replica has diverged",
-                    entry.seq, entry.node
-                );
-                return Err(TreeError::Database(format!(
-                    "log entry {} does not apply: {e}",
-                    entry.seq
-                )));
-            }
-        };
-        writer.set("meta", "applied", entry.seq.0)?;
-        writer.commit()?;
-        Ok(applied.effects)
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Undoes what a failed attempt left in the writer's transaction. With a log nothing in it was ever answered.
@@ -542,12 +451,7 @@ impl Logged {
     }
 
     pub(super) fn applied(&self) -> Seq {
-        Seq(self.applied.load(Ordering::Acquire))
-    }
-
-    pub(super) fn publish_applied(&self, seq: Seq) {
-        self.applied.store(seq.0, Ordering::Release);
-        self.progress.send_replace(seq.0);
+        self.position.applied()
     }
 }
 
@@ -555,35 +459,6 @@ impl Logged {
 fn frees(batch: &[Submission]) -> bool {
     let frees = |op: &Op| frees_space(op) || matches!(op, Op::Commit { .. });
     batch.iter().any(|s| s.ops.iter().any(frees))
-}
-
-/// Wakes the leader when the log grows, until the tree is closed.
-async fn watch(logged: Weak<Logged>) {
-    while let Some(this) = logged.upgrade() {
-        if this.closed.load(Ordering::Acquire) {
-            return;
-        }
-        let mut progress = this.progress.subscribe();
-        let applied = Seq(this.applied.load(Ordering::Acquire));
-        if this.forked() {
-            let back = this.log.head().await.is_ok();
-            this.back.store(back, Ordering::Release);
-            if back {
-                this.nudge();
-            }
-            drop(this);
-            tokio::time::sleep(PROBE).await;
-            continue;
-        }
-        if let Err(e) = this.log.changed(applied).await {
-            tracing::debug!("following the namespace log: {e}");
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        progress.mark_unchanged();
-        this.nudge();
-        // Until the leader has looked, the log would only say the same again.
-        let _ = tokio::time::timeout(Duration::from_millis(200), progress.changed()).await;
-    }
 }
 
 /// Applies each submission inside a savepoint of its own; a refused one leaves nothing. An error means that SQLite has

@@ -17,13 +17,14 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::apply::Effect;
+use super::follow::READ;
 use super::fork::io_error;
 use super::logged::{ENTRY_BYTES_MAX, Logged};
 use super::op::{Op, TreeError};
 use super::query::{Body, Query};
 use super::resolve::{Resolver, optional};
 use super::writer::{Writer, decode, encode};
-use super::{Origin, Result, checkpoint, outbox, schema, unavailable, writer};
+use super::{Origin, Result, checkpoint, join, outbox, schema, unavailable, writer};
 use crate::backend::{Append, BackendError, LogEntry};
 use crate::types::{Generation, Ino, NodeId, Seq};
 use crate::windows;
@@ -32,8 +33,6 @@ use crate::windows;
 const ATTEMPTS: usize = 20;
 /// A checkpoint is made after so many entries that they take about half of its own size.
 const BYTES_PER_ENTRY: u64 = 2048;
-/// Log entries read at a time.
-const READ: usize = 256;
 
 enum Merged {
     /// The replica is at this position and nothing waits.
@@ -47,25 +46,14 @@ enum Merged {
 impl Logged {
     /// Takes the replica to the log's head, the outbox included.
     pub(super) fn rebase(&self, runtime: &Handle) -> Result<()> {
-        self.rebase_on(runtime, None)
-    }
-
-    /// The same for a replica that knows nothing yet: from the newest checkpoint, if there is one.
-    pub(super) fn start_from_checkpoint(&self, runtime: &Handle) -> Result<()> {
-        match self.fetch_checkpoint(runtime)? {
-            Some(file) => self.rebase_on(runtime, Some(file)),
-            None => Ok(()),
-        }
-    }
-
-    fn rebase_on(&self, runtime: &Handle, mut newer: Option<PathBuf>) -> Result<()> {
+        let mut newer: Option<PathBuf> = None;
         for _ in 0..ATTEMPTS {
             match self.rebase_once(runtime, newer.as_deref()) {
                 Ok(Merged::At(seq, effects)) => {
                     self.set_forked(false);
                     self.behind.store(false, Ordering::Release);
                     self.tell(Origin::Remote, &effects);
-                    self.publish_applied(seq);
+                    self.position.reached(seq);
                     // It is done, whatever becomes of the rest.
                     let tidied = self.drop_unused().and(match newer {
                         Some(file) => checkpoint::remove(&file),
@@ -81,7 +69,7 @@ impl Logged {
                 }
                 Ok(Merged::Overtaken) => {}
                 Ok(Merged::TooFarBehind) => {
-                    newer = self.fetch_checkpoint(runtime)?;
+                    newer = runtime.block_on(join::fetch(&self.path, &*self.log))?;
                     if newer.is_none() {
                         return Err(TreeError::Database(
                             "the log no longer reaches back to this replica, and there is no checkpoint".into(),
@@ -253,31 +241,13 @@ impl Logged {
         outbox::forget_given_up(writer.conn())
     }
 
-    /// The newest checkpoint as a file beside the database, checked.
-    fn fetch_checkpoint(&self, runtime: &Handle) -> Result<Option<PathBuf>> {
-        let file = self.path.with_extension("checkpoint-fetched");
-        checkpoint::remove(&file)?;
-        let found = runtime.block_on(async {
-            let Some((seq, mut reader)) = self.log.checkpoint().await.map_err(unavailable)? else {
-                return Ok(None);
-            };
-            let failed = |e: std::io::Error| TreeError::Unavailable(format!("checkpoint: {e}"));
-            let mut to = tokio::fs::File::create(&file).await.map_err(failed)?;
-            tokio::io::copy(&mut reader, &mut to)
-                .await
-                .map_err(failed)?;
-            to.sync_all().await.map_err(failed)?;
-            Ok::<_, TreeError>(Some(seq))
-        })?;
-        let Some(seq) = found else { return Ok(None) };
-        checkpoint::check(&file, seq)?;
-        info!("starting from the checkpoint of log entry {seq}");
-        Ok(Some(file))
-    }
-
     /// Stores what this replica holds now as a checkpoint, when enough has happened since the last one, and trims the log
     /// up to that last one, which nodes may still be starting from.
     pub(super) async fn make_checkpoint(self: Arc<Self>) {
+        // A large one may take longer than it takes until the next is due, which would write to the same file.
+        let Ok(_alone) = self.checkpointing.try_lock() else {
+            return;
+        };
         let file = self.path.with_extension("checkpoint");
         match self.try_checkpoint(&file).await {
             Ok(None) => {}

@@ -100,7 +100,8 @@ pub fn open_writer(path: &Path) -> Result<Connection, TreeError> {
 /// Opens one more connection for reading.
 pub fn open_reader(path: &Path) -> Result<Connection, TreeError> {
     let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    conn.execute_batch("PRAGMA query_only=1;")?;
+    // There may be many of them, and this much holds the inner pages of a tree of a million files.
+    conn.execute_batch("PRAGMA query_only=1; PRAGMA cache_size=-2048;")?;
     Ok(conn)
 }
 

@@ -7,10 +7,12 @@
 mod common;
 
 mod contents;
+mod costs;
 mod daemons;
 mod damage;
 mod exactly_once;
 mod import;
+mod joining;
 mod load;
 mod locks;
 mod matrix;

@@ -51,6 +51,8 @@ const APART: &[&str] = &[
 ];
 /// Of another program than the daemon; `cluster/import.rs` strikes there.
 const IMPORT: &[&str] = &["import-staged", "import"];
+/// Only where the log no longer reaches back; `cluster/joining.rs` strikes there.
+const JOINING: &[&str] = &["join", "joined"];
 /// An error there is one of the disk, which is heard or tried again.
 const CAN_FAIL: &[&str] = &[
     "close",
@@ -100,7 +102,7 @@ fn killed_in_all(m: &Mount, passthrough: bool) {
     let mut uploads = Vec::new();
     let mut kills = 0;
     for (number, window) in ALL.iter().enumerate() {
-        let elsewhere = [CLUSTER, APART, IMPORT]
+        let elsewhere = [CLUSTER, APART, IMPORT, JOINING]
             .iter()
             .any(|names| names.contains(&window.name));
         if elsewhere || (!passthrough && PASSTHROUGH.contains(&window.name)) {

@@ -29,6 +29,8 @@ use crate::types::{NodeId, Seq};
 
 /// The most that a payload may hold: a MongoDB document ends at 16 MiB.
 const MAX_PAYLOAD: usize = 15 << 20;
+/// After so many bytes of payloads a read ends early.
+const READ_BYTES: usize = 8 << 20;
 /// Chunks of a checkpoint whose upload died are removed after this time.
 const CHECKPOINT_GRACE: Duration = Duration::from_secs(3600);
 /// How many checkpoints stay: one more than needed, for a node that is reading the one before.
@@ -230,7 +232,16 @@ impl TreeLog for MongoLog {
             .find(doc! { "_id": { "$gte": from.0 as i64 } })
             .sort(doc! { "_id": 1 })
             .limit(i64::try_from(limit).unwrap_or(i64::MAX));
-        let all = async { find.await?.try_collect::<Vec<Document>>().await };
+        let all = async {
+            let (mut cursor, mut documents, mut bytes) = (find.await?, Vec::new(), 0);
+            while bytes < READ_BYTES
+                && let Some(document) = cursor.try_next().await?
+            {
+                bytes += document.get_binary_generic("payload").map_or(0, Vec::len);
+                documents.push(document);
+            }
+            Ok(documents)
+        };
         let documents = match limit {
             0 => Vec::new(),
             _ => call(LARGE, "read the log", all).await?,
@@ -257,11 +268,11 @@ impl TreeLog for MongoLog {
         self.shared.head().await.map(Seq)
     }
 
-    async fn changed(&self, after: Seq) -> Result<()> {
+    async fn changed(&self, after: Seq) -> Result<Seq> {
         let mut head = self.shared.head.subscribe();
         let news = head.wait_for(|head| *head > after.0);
         let _ = tokio::time::timeout(Duration::from_secs(1), news).await;
-        Ok(())
+        Ok(Seq(*self.shared.head.borrow()))
     }
 
     async fn register(&self, node: &NodeId) -> Result<u32> {

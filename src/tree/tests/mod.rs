@@ -5,6 +5,8 @@ mod concurrency;
 mod contents;
 mod damage;
 mod durability;
+mod joining;
+mod memory;
 mod model;
 mod names;
 mod outages;

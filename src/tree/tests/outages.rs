@@ -56,7 +56,7 @@ impl TreeLog for Way {
         self.log.head().await
     }
 
-    async fn changed(&self, after: Seq) -> crate::backend::Result<()> {
+    async fn changed(&self, after: Seq) -> crate::backend::Result<Seq> {
         self.open()?;
         self.log.changed(after).await
     }
@@ -86,7 +86,7 @@ impl TreeLog for Way {
 }
 
 /// A node with its own way to the log, and the bytes that it holds: what was last written to each inode.
-struct Node {
+pub(super) struct Node {
     name: &'static str,
     path: std::path::PathBuf,
     way: Arc<Way>,
@@ -145,7 +145,11 @@ impl Holdings for Held {
 }
 
 impl Node {
-    async fn new(dir: &tempfile::TempDir, name: &'static str, log: &Arc<HostileLog>) -> Node {
+    pub(super) async fn new(
+        dir: &tempfile::TempDir,
+        name: &'static str,
+        log: &Arc<HostileLog>,
+    ) -> Node {
         let mut node = Node {
             name,
             path: dir.path().join(name),
@@ -162,7 +166,7 @@ impl Node {
         node
     }
 
-    async fn start(&mut self) {
+    pub(super) async fn start(&mut self) {
         let log: Arc<dyn TreeLog> = self.way.clone();
         let id = NodeId(self.name.into());
         let tree = Tree::open(&self.path, &id, Some(log), Box::new(|_, _| {})).await;
@@ -171,7 +175,12 @@ impl Node {
         self.tree = Some(tree);
     }
 
-    async fn restart(&mut self) {
+    pub(super) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    pub(super) async fn stop(&mut self) {
         let tree = self.tree.take().unwrap();
         tree.close();
         // Its thread lets go of the database when it has seen that.
@@ -180,18 +189,21 @@ impl Node {
         }
         drop(tree);
         tokio::time::sleep(Duration::from_millis(50)).await;
-        self.start().await;
     }
 
-    fn tree(&self) -> &Arc<Tree> {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn tree(&self) -> &Arc<Tree> {
         self.tree.as_ref().unwrap()
     }
 
-    fn cut(&self) {
+    pub(super) fn cut(&self) {
         self.way.cut.store(true, Ordering::SeqCst);
     }
 
-    async fn heal(&self) {
+    pub(super) async fn heal(&self) {
         self.way.cut.store(false, Ordering::SeqCst);
         let patience = std::time::Instant::now() + Duration::from_secs(30);
         while self.tree().waiting().unwrap() > 0 {
@@ -205,7 +217,7 @@ impl Node {
         self.tree().catch_up().await.unwrap();
     }
 
-    async fn make(&self, n: &str, mode: u32, now: i64) -> Ino {
+    pub(super) async fn make(&self, n: &str, mode: u32, now: i64) -> Ino {
         self.make_in(Ino::ROOT, n, mode, now).await.unwrap()
     }
 
@@ -216,7 +228,7 @@ impl Node {
     }
 
     /// Closes the file with these bytes, told apart by their number.
-    async fn write(&self, ino: Ino, bytes: u64, now: i64) -> Result<()> {
+    pub(super) async fn write(&self, ino: Ino, bytes: u64, now: i64) -> Result<()> {
         let generation = self.tree().read(|q| q.inode(ino))?.generation.next();
         let op = Op::Pending {
             ino,
@@ -230,7 +242,7 @@ impl Node {
         submit(self.tree(), op).await.map(|_| ())
     }
 
-    async fn unlink(&self, n: &str, now: i64) -> Result<Applied> {
+    pub(super) async fn unlink(&self, n: &str, now: i64) -> Result<Applied> {
         let op = Op::Unlink {
             parent: Ino::ROOT,
             name: bytes(n),
@@ -239,7 +251,7 @@ impl Node {
         submit(self.tree(), op).await
     }
 
-    fn find(&self, n: &str) -> Option<Inode> {
+    pub(super) fn find(&self, n: &str) -> Option<Inode> {
         self.tree().read(|q| q.lookup(Ino::ROOT, n.as_bytes())).ok()
     }
 
@@ -257,7 +269,7 @@ impl Node {
     }
 }
 
-async fn pair(log: &Arc<HostileLog>) -> (tempfile::TempDir, Node, Node) {
+pub(super) async fn pair(log: &Arc<HostileLog>) -> (tempfile::TempDir, Node, Node) {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (
         Node::new(&dir, "a", log).await,
@@ -266,7 +278,7 @@ async fn pair(log: &Arc<HostileLog>) -> (tempfile::TempDir, Node, Node) {
     (dir, a, b)
 }
 
-fn same(a: &Node, b: &Node) {
+pub(super) fn same(a: &Node, b: &Node) {
     assert_eq!(dump(a.tree()), dump(b.tree()));
     a.tree()
         .read(|q| {
@@ -573,39 +585,6 @@ async fn random_outages(seed: u64) {
             history.join("\n")
         );
     }
-}
-
-/// A node that is new, and one that was away for longer than the log reaches, start from a checkpoint.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn checkpoints_let_the_log_be_short() {
-    let log = HostileLog::with_checkpoints(5, 20);
-    let (dir, a, b) = pair(&log).await;
-    let keep = a.make("kept", FILE, 1).await;
-    b.tree().catch_up().await.unwrap();
-    b.cut();
-    let mine = b.make("of-b", FILE, 2).await;
-    b.write(mine, 5, 3).await.unwrap();
-    b.write(keep, 6, 4).await.unwrap();
-    for i in 0..130 {
-        a.make(&format!("n{i}"), FILE, 10 + i).await;
-    }
-    a.unlink("n0", 500).await.unwrap();
-    let patience = std::time::Instant::now() + Duration::from_secs(20);
-    while log.trimmed() == 0 {
-        assert!(std::time::Instant::now() < patience, "never trimmed");
-        a.make(&format!("m{}", log.head().await.unwrap()), FILE, 600)
-            .await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let new = Node::new(&dir, "new", &log).await;
-    new.tree().catch_up().await.unwrap();
-    same(&a, &new);
-    b.heal().await;
-    a.tree().catch_up().await.unwrap();
-    same(&a, &b);
-    assert_eq!(a.find("of-b").unwrap().size, 5);
-    assert_eq!(a.find("kept").unwrap().size, 6);
-    assert!(b.find("n0").is_none() && b.find("n129").is_some());
 }
 
 /// A thread of the runtime that waited for the writer kept the log's answer, for which the writer is held, from coming: the

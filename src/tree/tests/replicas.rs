@@ -1,7 +1,8 @@
 //! Two replicas over one log that misbehaves wherever its contract allows it.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rand::rngs::StdRng;
@@ -20,15 +21,23 @@ pub(super) struct HostileLog {
     tricks: u32,
     /// Says that there is more, but not what.
     mute: AtomicBool,
+    /// Others hear of an entry before its maker is answered.
+    pub(super) slow: AtomicBool,
     /// Calls of `changed`.
     asked: AtomicU64,
+    /// Calls of `read`.
+    reads: AtomicU64,
+    /// Checkpoints on their way.
+    storing: AtomicU64,
 }
 
 struct State {
     entries: Vec<LogEntry>,
     /// Entries up to this one can no longer be read.
     trimmed: u64,
-    checkpoint: Option<(Seq, Vec<u8>)>,
+    checkpoint: Option<(Seq, PathBuf)>,
+    /// Where it is kept.
+    files: tempfile::TempDir,
     nodes: Vec<NodeId>,
     chance: StdRng,
 }
@@ -58,6 +67,33 @@ impl HostileLog {
         HostileLog::made(seed, 0, every)
     }
 
+    /// One that has so many entries.
+    pub(super) fn grown_readable(entries: u64) -> Arc<HostileLog> {
+        let log = HostileLog::new(1, 0);
+        {
+            let mut state = log.state.lock();
+            (0..entries).for_each(|_| log.third_node(&mut state));
+        }
+        log
+    }
+
+    /// One that has so many entries, all behind the checkpoint in `file` and gone.
+    pub(super) fn grown(entries: u64, file: &Path) -> Arc<HostileLog> {
+        let log = HostileLog::grown_readable(entries);
+        {
+            let mut state = log.state.lock();
+            state.checkpoint = Some((Seq(entries), file.to_owned()));
+            state.trimmed = entries;
+        }
+        log
+    }
+
+    /// How many checkpoints are on their way, and of which entry the last one is that arrived.
+    pub(super) fn checkpoints(&self) -> (u64, u64) {
+        let stored = self.state.lock().checkpoint.as_ref().map_or(0, |c| c.0.0);
+        (self.storing.load(Ordering::SeqCst), stored)
+    }
+
     pub(super) fn trimmed(&self) -> u64 {
         self.state.lock().trimmed
     }
@@ -69,41 +105,21 @@ impl HostileLog {
                 entries: Vec::new(),
                 trimmed: 0,
                 checkpoint: None,
+                files: tempfile::tempdir().unwrap(),
                 nodes: Vec::new(),
                 chance: StdRng::seed_from_u64(seed),
             }),
             grown: tokio::sync::Notify::new(),
             tricks,
             mute: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
             asked: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            storing: AtomicU64::new(0),
         })
     }
 
-    fn trick(&self, state: &mut State) -> bool {
-        state.chance.random_range(0..100) < self.tricks
-    }
-
-    /// What the third node does: an op that is valid in every state.
-    fn third_node(&self, state: &mut State) {
-        let seq = state.entries.len() as u64 + 1;
-        let op = Op::SetAttr {
-            ino: Ino::ROOT,
-            mode: None,
-            uid: None,
-            gid: None,
-            atime: Some(Time(seq as i64)),
-            mtime: None,
-            now: Time(1_000_000 + seq as i64),
-        };
-        state.entries.push(entry(seq, &[&op]));
-        self.grown.notify_waiters();
-    }
-}
-
-#[async_trait]
-impl TreeLog for HostileLog {
-    async fn append(&self, entry: &LogEntry) -> crate::backend::Result<Append> {
-        tokio::task::yield_now().await;
+    fn insert(&self, entry: &LogEntry) -> crate::backend::Result<Append> {
         let mut state = self.state.lock();
         if self.trick(&mut state) {
             return Err(away());
@@ -138,7 +154,40 @@ impl TreeLog for HostileLog {
         }
     }
 
+    fn trick(&self, state: &mut State) -> bool {
+        state.chance.random_range(0..100) < self.tricks
+    }
+
+    /// What the third node does: an op that is valid in every state.
+    fn third_node(&self, state: &mut State) {
+        let seq = state.entries.len() as u64 + 1;
+        let op = Op::SetAttr {
+            ino: Ino::ROOT,
+            mode: None,
+            uid: None,
+            gid: None,
+            atime: Some(Time(seq as i64)),
+            mtime: None,
+            now: Time(1_000_000 + seq as i64),
+        };
+        state.entries.push(entry(seq, &[&op]));
+        self.grown.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl TreeLog for HostileLog {
+    async fn append(&self, entry: &LogEntry) -> crate::backend::Result<Append> {
+        tokio::task::yield_now().await;
+        let outcome = self.insert(entry);
+        if self.slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        outcome
+    }
+
     async fn read(&self, from: Seq, limit: usize) -> crate::backend::Result<Vec<LogEntry>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let mut state = self.state.lock();
         if self.mute.load(Ordering::SeqCst) || self.trick(&mut state) {
             return Err(away());
@@ -156,17 +205,18 @@ impl TreeLog for HostileLog {
         Ok(Seq(self.state.lock().entries.len() as u64))
     }
 
-    async fn changed(&self, after: Seq) -> crate::backend::Result<()> {
+    async fn changed(&self, after: Seq) -> crate::backend::Result<Seq> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let grown = self.grown.notified();
         {
             let mut state = self.state.lock();
-            if self.trick(&mut state) || state.entries.len() as u64 > after.0 {
-                return Ok(());
+            let heard = state.entries.len() as u64;
+            if self.trick(&mut state) || heard > after.0 {
+                return Ok(Seq(heard));
             }
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), grown).await;
-        Ok(())
+        Ok(Seq(self.state.lock().entries.len() as u64))
     }
 
     async fn register(&self, node: &NodeId) -> crate::backend::Result<u32> {
@@ -180,19 +230,26 @@ impl TreeLog for HostileLog {
     }
 
     async fn put_checkpoint(&self, seq: Seq, file: &Path) -> crate::backend::Result<()> {
-        let bytes = std::fs::read(file)?;
+        let others = self.storing.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(others, 0, "two checkpoints at once");
+        if self.slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        self.storing.fetch_sub(1, Ordering::SeqCst);
         let mut state = self.state.lock();
         assert!(seq.0 <= state.entries.len() as u64);
-        state.checkpoint = Some((seq, bytes));
+        let kept = state.files.path().join(seq.to_string());
+        std::fs::copy(file, &kept)?;
+        state.checkpoint = Some((seq, kept));
         Ok(())
     }
 
     async fn checkpoint(&self) -> crate::backend::Result<Option<(Seq, BlobReader)>> {
-        let state = self.state.lock();
-        Ok(state.checkpoint.clone().map(|(seq, bytes)| {
-            let reader: BlobReader = Box::new(std::io::Cursor::new(bytes));
-            (seq, reader)
-        }))
+        let Some((seq, kept)) = self.state.lock().checkpoint.clone() else {
+            return Ok(None);
+        };
+        let reader: BlobReader = Box::new(tokio::fs::File::open(kept).await?);
+        Ok(Some((seq, reader)))
     }
 
     fn checkpoint_every(&self) -> u64 {
@@ -543,6 +600,52 @@ async fn regression_a_replica_that_is_behind_asks_with_pauses() {
     log.mute.store(false, Ordering::SeqCst);
     a.catch_up().await.unwrap();
     assert_eq!(a.applied().unwrap(), Seq(1));
+}
+
+/// What a node appended it need not fetch: a change costs the log one append. What others appended is there in a moment
+/// all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_a_node_does_not_read_its_own_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = HostileLog::new(1, 0);
+    log.slow.store(true, Ordering::SeqCst);
+    let a = replica(&dir, "a", &log).await;
+    let (before, begun) = (log.reads.load(Ordering::SeqCst), Instant::now());
+    for i in 0..300 {
+        let name = format!("f{i}");
+        let ino = a.new_ino().unwrap();
+        let op = create_op(ino, Ino::ROOT, name.as_bytes(), FILE, Time(i));
+        submit(&a, op).await.unwrap();
+    }
+    // The watch may look by itself, once a second.
+    let looks = 10 + 2 * begun.elapsed().as_secs();
+    let reads = log.reads.load(Ordering::SeqCst) - before;
+    assert!(reads <= looks, "{reads} reads for 300 changes");
+    // A refusal is still held against the head: another node may have made room.
+    let refused = submit(&a, rename("nothing", "x", 1)).await;
+    assert_eq!(refused, Err(TreeError::NotFound));
+    assert!(log.reads.load(Ordering::SeqCst) > before);
+
+    let b = replica(&dir, "b", &log).await;
+    let mut slowest = Duration::ZERO;
+    for i in 0..20 {
+        let name = format!("g{i}");
+        let (from, to) = if i % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let ino = from.new_ino().unwrap();
+        let op = create_op(ino, Ino::ROOT, name.as_bytes(), FILE, Time(i));
+        submit(from, op).await.unwrap();
+        let begun = Instant::now();
+        while to.read(|q| q.lookup(Ino::ROOT, name.as_bytes())).is_err() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(20),
+                "{name} never came"
+            );
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        slowest = slowest.max(begun.elapsed());
+    }
+    // Far below the second after which the watch looks by itself.
+    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
 }
 
 /// A data directory that was put back from an older copy does not give out numbers that the log has seen.
