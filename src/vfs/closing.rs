@@ -240,7 +240,7 @@ impl Vfs {
         Ok(())
     }
 
-    pub(super) fn reopen(&self, ino: Ino, generation: Generation, file: &File) -> io::Result<File> {
+    fn reopen(&self, ino: Ino, generation: Generation, file: &File) -> io::Result<File> {
         let path = self.spool.path(ino, generation);
         match File::open(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {

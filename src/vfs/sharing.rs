@@ -3,6 +3,7 @@
 //! over when a lock is got.
 
 use std::fs::{File, Metadata};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -125,7 +126,8 @@ impl Vfs {
         file: Arc<File>,
         transition: &mut MutexGuard<'_, Transition>,
     ) -> Result<()> {
-        let reader = self.reopen(open.ino, transition.generation, &file)?;
+        let path = self.spool.path(open.ino, transition.generation);
+        let reader = File::open(path).map_err(|e| not_read(open.ino, e))?;
         *open.body.write() = Body::Sealed(ReadFile::Plain(Arc::new(reader)));
         // From here on nobody gets at the file without this transition; those who have it just now are in a write(2).
         let told = match alone_with(&file).await {
@@ -158,7 +160,6 @@ impl Vfs {
         let mut inode = self.tree.read(|q| q.inode(open.ino))?;
         overlay(&mut inode, &meta);
         let times = (now.mtime, inode.ctime);
-        drop(self.reopen(open.ino, transition.generation, file)?);
         if transition.lent == transition.generation && !untouched {
             let next = transition.generation.next();
             self.set_generation(open, transition, next)?;
@@ -274,11 +275,19 @@ impl Vfs {
     }
 }
 
+/// Where somebody has removed the spool file by hand, the close puts it back.
+fn not_read(ino: Ino, e: io::Error) -> VfsError {
+    match e.kind() {
+        io::ErrorKind::NotFound => VfsError::Lost(ino.0),
+        _ => e.into(),
+    }
+}
+
 fn not_stored(ino: Ino, e: StoreError) -> VfsError {
     match e {
         StoreError::Backend(e) => e.into(),
         StoreError::Tree(e) => e.into(),
-        StoreError::Io(e) => e.into(),
+        StoreError::Io(e) => not_read(ino, e),
         StoreError::Missing(_) => VfsError::Lost(ino.0),
         StoreError::Stale | StoreError::LockLost | StoreError::StillMapped => {
             VfsError::Unsettled(ino.0)
