@@ -72,8 +72,13 @@ PYTHON
 export ETCD_PORT MONGO_PORT
 
 end() {
-    "$oncefs" umount "$work/a" 2>/dev/null || true
-    "$oncefs" umount "$work/b" 2>/dev/null || true
+    local mount
+    for mount in "$work/a" "$work/b"; do
+        # After an interruption writers may have it a moment longer; then it ends with the last of them.
+        mountpoint -q "$mount" || continue
+        "$oncefs" umount "$mount" 2>/dev/null || sleep 1
+        "$oncefs" umount "$mount" 2>/dev/null || umount -l "$mount" 2>/dev/null || true
+    done
     "$root/scripts/cluster.sh" stop "$work/servers" >/dev/null || true
     rm -rf --one-file-system "$work"
 }
