@@ -857,17 +857,21 @@ async fn node_ranges_differ_and_last() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn newest_checkpoint_wins() {
     let side = Side::cluster().await;
-    assert!(side.log(0).checkpoint().await.unwrap().is_none());
+    assert!(side.log(0).checkpoint(None).await.unwrap().is_none());
     // 9 and 10: as text the order would be another.
     for seq in [2, 9, 10] {
         let (_, path) = side.source(format!("state after {seq}").as_bytes());
         side.log(0).put_checkpoint(Seq(seq), &path).await.unwrap();
         side.log(1).put_checkpoint(Seq(seq), &path).await.unwrap();
     }
-    let (seq, mut reader) = side.log(1).checkpoint().await.unwrap().unwrap();
+    let (seq, mut reader) = side.log(1).checkpoint(None).await.unwrap().unwrap();
     let mut text = String::new();
     reader.read_to_string(&mut text).await.unwrap();
     assert_eq!((seq, text.as_str()), (Seq(10), "state after 10"));
+    // And the one before, for whom the newest is of no use.
+    let older = |before| side.log(1).checkpoint(Some(before));
+    assert_eq!(older(Seq(10)).await.unwrap().unwrap().0, Seq(9));
+    assert!(older(Seq(9)).await.unwrap().is_none());
     let kept = side
         .collection("checkpoints.files")
         .count_documents(doc! {})

@@ -216,8 +216,9 @@ pub trait TreeLog: Send + Sync {
     /// Stores the file `snapshot` as the state after `seq` and removes checkpoints that it replaces.
     async fn put_checkpoint(&self, seq: Seq, snapshot: &Path) -> Result<()>;
 
-    /// The newest checkpoint, if there is one.
-    async fn checkpoint(&self) -> Result<Option<(Seq, BlobReader)>>;
+    /// The newest checkpoint, or the newest before a position, if there is one. What lies behind the one before the newest
+    /// can be read as well. Bytes that the store lost are `Corrupt`, or an error of the reader of the kind `InvalidData`.
+    async fn checkpoint(&self, before: Option<Seq>) -> Result<Option<(Seq, BlobReader)>>;
 
     /// After how many entries a checkpoint is worth its while, at the least.
     fn checkpoint_every(&self) -> u64;

@@ -24,6 +24,7 @@ pub(super) async fn run(ingest: Arc<Ingest>, grace: Duration) {
     let mut stop = ingest.stop.subscribe();
     let period = (grace / 4).clamp(Duration::from_secs(1), PERIOD_MAX);
     let mut strays_at: Option<Instant> = None;
+    ingest.settle_records().await;
     if let Err(e) = ingest.sweep().await {
         warn!("looking for content that nobody knows: {e}");
     }
@@ -33,6 +34,7 @@ pub(super) async fn run(ingest: Arc<Ingest>, grace: Duration) {
             _ = stop.wait_for(|stop| *stop) => return,
             () = tokio::time::sleep(period) => {}
         }
+        ingest.settle_records().await;
         if let Err(e) = ingest.collect(grace).await {
             warn!("removing unused content: {e}");
         }

@@ -75,6 +75,8 @@ pub struct Ingest {
     stop: watch::Sender<bool>,
     durable: durable::Barrier,
     unjudged: Mutex<recovery::Unjudged>,
+    /// Contents whose record may not say yet that they are stored: the daemon ended before it was written.
+    unsettled: Mutex<Vec<ContentHash>>,
     /// Content that left the namespace and whose bytes could not be removed yet.
     reaped: Mutex<Vec<(ContentHash, BlobId)>>,
     /// What happened so far.
@@ -108,6 +110,7 @@ impl Ingest {
             stop: watch::channel(false).0,
             durable: durable::Barrier::default(),
             unjudged: Mutex::default(),
+            unsettled: Mutex::default(),
             reaped: Mutex::default(),
             counters: Counters::default(),
         }

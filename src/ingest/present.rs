@@ -46,14 +46,15 @@ impl Ingest {
     }
 
     /// Stores a content that the namespace knows from `source`, which holds its bytes and which nobody writes to any more,
-    /// unless it is really there. Whether it had to be stored.
+    /// unless it is really there. Whether it had to be stored. `lost`: this node knows that it is not there.
     pub async fn restore(
         &self,
         hash: &ContentHash,
         size: u64,
         source: &Path,
+        lost: bool,
     ) -> Result<bool, BackendError> {
-        self.restored(hash, size, source)
+        self.restored(hash, size, source, lost)
             .await
             .map_err(|e| match e {
                 StoreError::Backend(e) => e,
@@ -67,10 +68,15 @@ impl Ingest {
         hash: &ContentHash,
         size: u64,
         source: &Path,
+        lost: bool,
     ) -> Result<bool, StoreError> {
         // Mostly it is there, and costs no lock.
-        if self.present(hash).await?.is_some() {
-            return Ok(false);
+        match self.present(hash).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(false),
+            // As far as this node knows it is there.
+            Err(e) if e.is_outage() && !lost => return Ok(false),
+            Err(e) => return Err(e),
         }
         let lock = self.backends.locks.acquire(hash).await?;
         let known = self.tree.read(|q| q.content(hash))?;
@@ -102,7 +108,11 @@ impl Ingest {
 
     /// Makes `blob`, which was stored just now, the object of a content whose object the store has lost or damaged. False
     /// when that is not so.
-    async fn takes_the_place(&self, hash: &ContentHash, blob: &BlobId) -> Result<bool, StoreError> {
+    pub(super) async fn takes_the_place(
+        &self,
+        hash: &ContentHash,
+        blob: &BlobId,
+    ) -> Result<bool, StoreError> {
         let Some(known) = self.tree.read(|q| q.content(hash))? else {
             return Ok(false);
         };

@@ -181,6 +181,11 @@ impl Ingest {
             } else if keeper.is_none() && current && (here || past.behind) {
                 set_aside(&found, past, done);
             } else {
+                if let Body::Stored { hash, .. } = &inode.body
+                    && found.generation == stored
+                {
+                    self.unsettled.lock().push(*hash);
+                }
                 remove(&found, done);
             }
         }
@@ -231,10 +236,11 @@ impl Ingest {
         let changed = found.generation != inode.generation
             || found.size != inode.size
             || found.mtime != inode.mtime;
-        if found.generation < inode.generation {
-            // A later version was closed and did not outlast the power, or only its name did not.
+        if changed && found.generation <= inode.generation {
+            // Other nodes may have what was the version of this number: it was given to them while the file was open, or a
+            // later one was closed and did not outlast the power.
             self.spool
-                .rename(&mut found, inode.generation)
+                .rename(&mut found, inode.generation.next())
                 .map_err(spool_error)?;
         }
         if changed {

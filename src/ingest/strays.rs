@@ -38,7 +38,12 @@ impl Ingest {
                     return Ok(removed);
                 }
                 let known = self.tree.read(|q| q.content(&object.hash))?;
-                if known.is_none_or(|content| content.blob != object.blob) {
+                if known.as_ref().is_some_and(|c| c.blob == object.blob) {
+                    continue;
+                }
+                // It may be the whole one of a content whose own object is damaged or lost.
+                let needed = self.takes_the_place(&object.hash, &object.blob).await;
+                if !needed.map_err(|e| TreeError::Unavailable(e.to_string()))? {
                     removed += usize::from(self.remove_stray(&object.blob).await?);
                 }
             }

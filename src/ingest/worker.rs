@@ -61,7 +61,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Nothing is wrong with the file: the store or the log cannot be reached.
-    fn is_outage(&self) -> bool {
+    pub(super) fn is_outage(&self) -> bool {
         matches!(
             self,
             StoreError::Backend(BackendError::Unavailable(_))
@@ -380,7 +380,9 @@ impl Ingest {
         let committed = self
             .commit(&hash, &source, &sums, lock.as_ref(), commit)
             .await;
-        if let Err(e) = committed {
+        if let Err(e) = committed
+            && !self.is_done(job, &hash, &e)
+        {
             self.spool.thaw(job.ino, job.generation);
             // Also when it is tried again: by then the file may have other content.
             self.unpublish(&hash, &published).await;
@@ -400,7 +402,16 @@ impl Ingest {
         }
         // The spool file goes next, and it may be the content's own, so nobody removes that before.
         // Until now it was what power loss would have left.
-        if let Err(e) = self.durable.reached(&self.tree, Tree::sync).await {
+        let noted = async {
+            if !duplicate {
+                record.status = Status::Done;
+                record.done_at = Some(Time::now());
+                self.note(&record).await;
+            }
+        };
+        // The record as well: as long as the spool file is there the next start sees to that.
+        let (durable, ()) = tokio::join!(self.durable.reached(&self.tree, Tree::sync), noted);
+        if let Err(e) = durable {
             self.spool.thaw(job.ino, job.generation);
             return Err(e.into());
         }
@@ -411,12 +422,49 @@ impl Ingest {
         } else {
             self.counters.stored.fetch_add(1, Ordering::Relaxed);
             self.counters.bytes.fetch_add(size, Ordering::Relaxed);
-            record.status = Status::Done;
-            record.done_at = Some(Time::now());
-            self.note(&record).await;
         }
         drop(lock);
         debug!("{worker}: inode {} is {hash}, {size} bytes", job.ino);
+        Ok(())
+    }
+
+    /// Whether the commit was refused because it has happened before, in an attempt that failed after it.
+    fn is_done(&self, job: Job, hash: &ContentHash, e: &StoreError) -> bool {
+        if !matches!(e, StoreError::Tree(TreeError::Superseded)) {
+            return false;
+        }
+        let inode = self.tree.read(|q| q.inode(job.ino));
+        inode.is_ok_and(|inode| {
+            inode.generation == job.generation
+                && matches!(&inode.body, Body::Stored { hash: there, .. } if there == hash)
+        })
+    }
+
+    /// Says in the records what a daemon that ended had no time to say.
+    pub(super) async fn settle_records(&self) {
+        let unsettled = std::mem::take(&mut *self.unsettled.lock());
+        for hash in unsettled {
+            if let Err(e) = self.settle_record(&hash).await {
+                debug!("record of {hash}: {e}");
+                self.unsettled.lock().push(hash);
+            }
+        }
+    }
+
+    async fn settle_record(&self, hash: &ContentHash) -> Result<(), StoreError> {
+        let Some(content) = self.tree.read(|q| q.content(hash))? else {
+            return Ok(());
+        };
+        if let Some(mut record) = self.backends.records.get(hash).await?
+            && record.status != Status::Done
+        {
+            record.status = Status::Done;
+            record.node = content.node;
+            record.worker = Some(content.worker);
+            record.started_at = Some(content.started_at);
+            record.done_at = Some(content.done_at);
+            self.backends.records.advance(&record).await?;
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! [`super::rebase`] can bring one in, row by row and in one transaction.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
@@ -11,7 +12,7 @@ use tracing::{info, warn};
 use super::op::TreeError;
 use super::query::Query;
 use super::{Result, checkpoint, outbox, schema, unavailable};
-use crate::backend::{BackendError, TreeLog};
+use crate::backend::{BackendError, BlobReader, TreeLog};
 use crate::types::Seq;
 use crate::windows;
 
@@ -59,30 +60,51 @@ async fn adopt(path: &Path, log: &dyn TreeLog) -> Result<()> {
         .map_err(|e| TreeError::Database(e.to_string()))?
 }
 
-/// The newest checkpoint as a file beside the database at `path`, checked.
+/// The newest checkpoint that is sound, as a file beside the database at `path`.
 pub(super) async fn fetch(path: &Path, log: &dyn TreeLog) -> Result<Option<PathBuf>> {
     let file = path.with_extension("checkpoint-fetched");
-    checkpoint::remove(&file)?;
-    let Some((seq, mut reader)) = log.checkpoint().await.map_err(unavailable)? else {
-        return Ok(None);
+    let (mut before, mut damage) = (None, None);
+    loop {
+        checkpoint::remove(&file)?;
+        let Some((seq, reader)) = log.checkpoint(before).await.map_err(unavailable)? else {
+            return damage.map_or(Ok(None), Err);
+        };
+        match fetch_one(&file, seq, reader).await {
+            Ok(()) => {
+                info!("starting from the checkpoint of log entry {seq}");
+                return Ok(Some(file));
+            }
+            // The log reaches back to the one before.
+            Err(e @ TreeError::Database(_)) => {
+                warn!("{e}; looking for an older one");
+                (before, damage) = (Some(seq), Some(e));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+async fn fetch_one(file: &Path, seq: Seq, mut reader: BlobReader) -> Result<()> {
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::InvalidData => {
+            TreeError::Database(format!("the checkpoint of log entry {seq} is damaged: {e}"))
+        }
+        _ => TreeError::Unavailable(format!("checkpoint: {e}")),
     };
-    let failed = |e: std::io::Error| TreeError::Unavailable(format!("checkpoint: {e}"));
-    let mut to = tokio::fs::File::create(&file).await.map_err(failed)?;
+    let mut to = tokio::fs::File::create(file).await.map_err(failed)?;
     tokio::io::copy(&mut reader, &mut to)
         .await
         .map_err(failed)?;
     to.sync_all().await.map_err(failed)?;
-    let fetched = file.clone();
+    let fetched = file.to_owned();
     tokio::task::spawn_blocking(move || checkpoint::check(&fetched, seq))
         .await
-        .map_err(|e| TreeError::Database(e.to_string()))??;
-    info!("starting from the checkpoint of log entry {seq}");
-    Ok(Some(file))
+        .map_err(|e| TreeError::Database(e.to_string()))?
 }
 
 /// Makes the checked checkpoint `file` the database at `path`, which nobody has open, with what belongs to this node alone.
 fn put_in_place(file: &Path, path: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| TreeError::Database(format!("{}: {e}", path.display()));
+    let failed = |e: io::Error| TreeError::Database(format!("{}: {e}", path.display()));
     let old = path
         .to_str()
         .ok_or_else(|| TreeError::Database(format!("{} is not UTF-8", path.display())))?;

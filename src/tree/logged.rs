@@ -188,11 +188,7 @@ impl Logged {
     /// answers the runtime's threads bring: one of them that waits here would wait for itself, and the whole node with it.
     /// So the runtime is told, and another thread takes its place.
     pub(super) fn with_writer<T>(&self, f: impl FnOnce(&mut Writer) -> T) -> T {
-        let ask = || f(&mut self.writer.lock());
-        match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(ask),
-            _ => ask(),
-        }
+        waiting(|| f(&mut self.writer.lock()))
     }
 
     /// Keeps a value that belongs to this node alone. It survives the daemon being killed.
@@ -330,6 +326,8 @@ impl Logged {
                 Err(TreeError::Unavailable(e)) => {
                     warn!("namespace log: {e}; changes are kept here until it is back");
                     self.divert(std::mem::take(&mut batch), in_doubt.as_deref());
+                    // Nothing may have gone to the outbox, and the position that was claimed be another node's.
+                    self.nudge();
                 }
                 Err(TreeError::NoSpace) if frees(&batch) && self.reserve.give_up() => {}
                 Err(e) => {
@@ -452,6 +450,14 @@ impl Logged {
 
     pub(super) fn applied(&self) -> Seq {
         self.position.applied()
+    }
+}
+
+/// Calls `f`, which may wait for what the runtime's threads bring, from wherever it is.
+pub(super) fn waiting<T>(f: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(f),
+        _ => f(),
     }
 }
 

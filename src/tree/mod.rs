@@ -116,6 +116,11 @@ impl Numbers {
     }
 
     fn extend(&self, beyond: u64) -> Result<()> {
+        // Whoever has the turn waits for the writer.
+        logged::waiting(|| self.extend_in_turn(beyond))
+    }
+
+    fn extend_in_turn(&self, beyond: u64) -> Result<()> {
         let _turn = self.turn.lock();
         let end = self.end.load(Ordering::Acquire).max(beyond) + INO_BLOCK;
         let noted = set_aside(&self.sequencer, &format!("ino-{}", self.range), end);

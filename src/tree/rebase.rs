@@ -260,7 +260,7 @@ impl Logged {
     }
 
     async fn try_checkpoint(&self, file: &Path) -> Result<Option<Seq>> {
-        let last = self.log.checkpoint().await.map_err(unavailable)?;
+        let last = self.log.checkpoint(None).await.map_err(unavailable)?;
         let last = last.map(|(seq, _)| seq);
         let bytes = std::fs::metadata(&self.path).map_or(0, |m| m.len());
         let enough = self.log.checkpoint_every().max(bytes / BYTES_PER_ENTRY);

@@ -139,6 +139,8 @@ impl Vfs {
             if transition.lent == transition.generation {
                 let next = transition.generation.next();
                 self.set_generation(open, transition, next)?;
+                // Not of this one: it can be another node's by now, and must not pass for ours then.
+                transition.announced = false;
                 continue;
             }
             overlay(&mut inode, &meta);
@@ -202,6 +204,8 @@ impl Vfs {
             return acknowledged;
         };
         let unchanged = self.is_unchanged(open, transition) && acknowledged.is_ok();
+        // Before the file is out of sight: whoever looks now is told what a failed close could not tell.
+        self.spool.seal(open.ino);
         // Readers go on with a file that cannot write, so that a worker can tell when nobody else can either.
         *open.body.write() = match self.reopen(open.ino, transition.generation, &file) {
             Ok(reader) => Body::Sealed(ReadFile::Plain(Arc::new(reader))),

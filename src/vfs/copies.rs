@@ -19,11 +19,13 @@ use crate::tree::Commitment;
 use crate::types::{Generation, Time};
 
 /// Up to this size: it is kept in memory while it is sent.
-const MOST_BYTES: u64 = 8 << 20;
+pub(super) const MOST_BYTES: u64 = 8 << 20;
 /// How many copies there are at a time. Whoever asks for one more is to come again.
 const MOST: usize = 8;
 /// For how long nobody may have written to it. A later write then shows in its times, however coarse these are.
 const QUIET: Duration = Duration::from_millis(50);
+/// The same where the kernel writes by itself: times move when a write(2) begins, and nothing shows that it has ended.
+const QUIET_KERNEL: Duration = Duration::from_millis(500);
 /// How long such a moment is waited for.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -85,7 +87,9 @@ impl Vfs {
             return Ok(Tried::Refused);
         }
         // The open file's, and this one; whoever has another may be in a write(2).
-        if !is_quiet(&before) || Arc::strong_count(&file) > 2 {
+        let flushed = matches!(transition.mode, Mode::Passthrough(_));
+        let quiet = if flushed { QUIET_KERNEL } else { QUIET };
+        if !is_quiet(&before, quiet) || Arc::strong_count(&file) > 2 {
             return Ok(Tried::Unquiet);
         }
         if !is_untouched(open, &transition, &before) {
@@ -94,7 +98,6 @@ impl Vfs {
             return Ok(Tried::Refused);
         }
         transition.lent = generation;
-        let flushed = matches!(transition.mode, Mode::Passthrough(_));
         let source = file.clone();
         let bytes = blocking(move || {
             if flushed {
@@ -121,7 +124,7 @@ fn state(meta: &Metadata) -> (u64, Time, Time) {
 }
 
 /// Whether nothing happened to it for a while. No program can set the change time back.
-fn is_quiet(meta: &Metadata) -> bool {
+fn is_quiet(meta: &Metadata, quiet: Duration) -> bool {
     let since = Time::now().0.saturating_sub(disk::ctime(meta).0);
-    since >= QUIET.as_nanos() as i64
+    since >= quiet.as_nanos() as i64
 }

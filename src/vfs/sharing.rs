@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::MutexGuard;
 
+use super::copies;
 use super::open::{Acknowledged, Body, Mode, OpenInode, Standing, Transition, overlay};
 use super::patience::enter;
 use super::{Result, Vfs, VfsError};
@@ -45,7 +46,9 @@ impl Vfs {
                 let mut shown = self
                     .publish_copy(open, &file, &mut transition, untouched)
                     .await;
-                if let Err(VfsError::Backend(BackendError::Unavailable(_))) = shown {
+                if let Err(VfsError::Backend(BackendError::Unavailable(_))) = shown
+                    && file.metadata()?.len() <= copies::MOST_BYTES
+                {
                     // The others hear of it all the same, or do when the log is back, and fetch it from here.
                     shown = self
                         .acknowledge_state(
@@ -163,6 +166,7 @@ impl Vfs {
         if transition.lent == transition.generation && !untouched {
             let next = transition.generation.next();
             self.set_generation(open, transition, next)?;
+            transition.announced = false;
         }
         for _ in 0..ATTEMPTS {
             let stored = self

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::names::bytes;
 use super::{Caller, Result, Vfs};
-use crate::backend::BackendError;
 use crate::content::spool::Progress;
 use crate::tree::op::check_name;
 use crate::tree::{self, Commitment, Op, Origin, TreeError};
@@ -154,12 +153,10 @@ impl Vfs {
             };
         }
         let Incoming { hash, size, path } = incoming;
-        match self.ingest.restore(hash, *size, path).await {
-            Ok(true) => Ok(Uploaded::Queued),
-            Ok(false) => Ok(Uploaded::Duplicate),
-            // As far as this node knows it is there.
-            Err(BackendError::Unavailable(_)) if !status.lost => Ok(Uploaded::Duplicate),
-            Err(e) => Err(e.into()),
-        }
+        let restored = self.ingest.restore(hash, *size, path, status.lost);
+        Ok(match restored.await? {
+            true => Uploaded::Queued,
+            false => Uploaded::Duplicate,
+        })
     }
 }

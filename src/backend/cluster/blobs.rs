@@ -32,13 +32,16 @@ impl BlobStore for GridFsBlobs {
         gate: Gate<'_>,
     ) -> Result<Put> {
         let filename = hash.to_string();
+        let mut replaces = None;
         // Only saves the upload; the index decides.
         if let Some(id) = self.0.find(&filename).await? {
             match self.0.fault(id).await? {
                 None => return Ok(Put::Duplicate(BlobId(id.to_hex()))),
+                // Somebody removes it, or this is a moment in which it is not seen.
+                Some(fault) if fault == MISSING => {}
                 Some(fault) => {
                     warn!("the stored object of {hash} {fault}: it makes room for a whole one");
-                    self.0.delete(id).await?;
+                    replaces = Some(id);
                 }
             }
         }
@@ -47,6 +50,7 @@ impl BlobStore for GridFsBlobs {
             source,
             expect: Some((hash, size)),
             metadata: None,
+            replaces,
         };
         Ok(match self.0.upload(upload, gate).await? {
             Uploaded::New(id) => Put::Stored(BlobId(id.to_hex())),

@@ -63,6 +63,8 @@ pub(super) struct Upload<'a> {
     pub expect: Option<(&'a ContentHash, u64)>,
     /// Goes into the files document.
     pub metadata: Option<Document>,
+    /// A file of the same name that makes room for it, once all the bytes are there.
+    pub replaces: Option<ObjectId>,
 }
 
 /// The two collections of a bucket.
@@ -176,6 +178,9 @@ impl Bucket {
         }
         if !gate() {
             return Err(BackendError::Cancelled);
+        }
+        if let Some(old) = upload.replaces {
+            self.delete(old).await?;
         }
         let publish = self.files.insert_one(file);
         match call(SMALL, "publish an upload", publish).await {

@@ -316,6 +316,7 @@ impl TreeLog for MongoLog {
 
     async fn put_checkpoint(&self, seq: Seq, snapshot: &Path) -> Result<()> {
         let upload = Upload {
+            replaces: None,
             filename: seq.to_string(),
             source: snapshot,
             expect: None,
@@ -333,18 +334,19 @@ impl TreeLog for MongoLog {
         Ok(())
     }
 
-    async fn checkpoint(&self) -> Result<Option<(Seq, BlobReader)>> {
+    async fn checkpoint(&self, before: Option<Seq>) -> Result<Option<(Seq, BlobReader)>> {
+        let position = |file: &Document| file.get_document("metadata").ok()?.get_i64("seq").ok();
+        let bound = before.map_or(i64::MAX, |seq| seq.0 as i64);
         // Newest first. One that goes away between the two calls was replaced by a newer one: look again.
         for _ in 0..3 {
             let stored = self.checkpoints.list(doc! { "metadata.seq": -1 }).await?;
-            let Some(newest) = stored.first() else {
+            let mut wanted = stored
+                .iter()
+                .filter(|file| position(file).is_none_or(|seq| seq < bound));
+            let Some(newest) = wanted.next() else {
                 return Ok(None);
             };
-            let seq = newest
-                .get_document("metadata")
-                .ok()
-                .and_then(|m| m.get_i64("seq").ok());
-            let (Some(seq), Ok(id)) = (seq, newest.get_object_id("_id")) else {
+            let (Some(seq), Ok(id)) = (position(newest), newest.get_object_id("_id")) else {
                 let text = "a checkpoint does not say which position it is of";
                 return Err(BackendError::Corrupt(text.to_string()));
             };

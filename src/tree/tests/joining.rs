@@ -130,3 +130,16 @@ async fn regression_catching_up_is_waited_for_as_long_as_it_moves() {
         "too fast to tell"
     );
 }
+
+/// The log still has what lies behind the checkpoint before the newest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_a_damaged_checkpoint_keeps_nobody_out() {
+    let log = HostileLog::with_checkpoints(5, 20);
+    let (dir, a, _b) = pair(&log).await;
+    grow_until_trimmed(&log, &a).await;
+    log.damage_newest_checkpoint();
+    let new = Node::new(&dir, "new", &log).await;
+    a.tree().catch_up().await.unwrap();
+    new.tree().catch_up().await.unwrap();
+    same(&a, &new);
+}

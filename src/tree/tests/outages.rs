@@ -70,9 +70,12 @@ impl TreeLog for Way {
         self.log.put_checkpoint(seq, file).await
     }
 
-    async fn checkpoint(&self) -> crate::backend::Result<Option<(Seq, BlobReader)>> {
+    async fn checkpoint(
+        &self,
+        before: Option<Seq>,
+    ) -> crate::backend::Result<Option<(Seq, BlobReader)>> {
         self.open()?;
-        self.log.checkpoint().await
+        self.log.checkpoint(before).await
     }
 
     fn checkpoint_every(&self) -> u64 {

@@ -35,7 +35,8 @@ struct State {
     entries: Vec<LogEntry>,
     /// Entries up to this one can no longer be read.
     trimmed: u64,
-    checkpoint: Option<(Seq, PathBuf)>,
+    /// The last two.
+    checkpoints: Vec<(Seq, PathBuf)>,
     /// Where it is kept.
     files: tempfile::TempDir,
     nodes: Vec<NodeId>,
@@ -82,15 +83,24 @@ impl HostileLog {
         let log = HostileLog::grown_readable(entries);
         {
             let mut state = log.state.lock();
-            state.checkpoint = Some((Seq(entries), file.to_owned()));
+            state.checkpoints.push((Seq(entries), file.to_owned()));
             state.trimmed = entries;
         }
         log
     }
 
+    /// The newest checkpoint rots.
+    pub(super) fn damage_newest_checkpoint(&self) {
+        let state = self.state.lock();
+        let mut bytes = std::fs::read(&state.checkpoints[1].1).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&state.checkpoints[1].1, bytes).unwrap();
+    }
+
     /// How many checkpoints are on their way, and of which entry the last one is that arrived.
     pub(super) fn checkpoints(&self) -> (u64, u64) {
-        let stored = self.state.lock().checkpoint.as_ref().map_or(0, |c| c.0.0);
+        let stored = self.state.lock().checkpoints.last().map_or(0, |c| c.0.0);
         (self.storing.load(Ordering::SeqCst), stored)
     }
 
@@ -104,7 +114,7 @@ impl HostileLog {
             state: Mutex::new(State {
                 entries: Vec::new(),
                 trimmed: 0,
-                checkpoint: None,
+                checkpoints: Vec::new(),
                 files: tempfile::tempdir().unwrap(),
                 nodes: Vec::new(),
                 chance: StdRng::seed_from_u64(seed),
@@ -240,12 +250,19 @@ impl TreeLog for HostileLog {
         assert!(seq.0 <= state.entries.len() as u64);
         let kept = state.files.path().join(seq.to_string());
         std::fs::copy(file, &kept)?;
-        state.checkpoint = Some((seq, kept));
+        state.checkpoints.push((seq, kept));
+        let old = state.checkpoints.len().saturating_sub(2);
+        state.checkpoints.drain(..old);
         Ok(())
     }
 
-    async fn checkpoint(&self) -> crate::backend::Result<Option<(Seq, BlobReader)>> {
-        let Some((seq, kept)) = self.state.lock().checkpoint.clone() else {
+    async fn checkpoint(
+        &self,
+        before: Option<Seq>,
+    ) -> crate::backend::Result<Option<(Seq, BlobReader)>> {
+        let stored = self.state.lock().checkpoints.clone();
+        let mut wanted = stored.into_iter().rev();
+        let Some((seq, kept)) = wanted.find(|c| before.is_none_or(|before| c.0 < before)) else {
             return Ok(None);
         };
         let reader: BlobReader = Box::new(tokio::fs::File::open(kept).await?);
@@ -258,7 +275,7 @@ impl TreeLog for HostileLog {
 
     async fn trim(&self, seq: Seq) -> crate::backend::Result<()> {
         let mut state = self.state.lock();
-        let covered = state.checkpoint.as_ref().map_or(0, |(seq, _)| seq.0);
+        let covered = state.checkpoints.last().map_or(0, |(seq, _)| seq.0);
         assert!(seq.0 <= covered, "trimmed beyond the checkpoint");
         state.trimmed = state.trimmed.max(seq.0);
         Ok(())
