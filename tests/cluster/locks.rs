@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -626,5 +627,46 @@ fn regression_what_was_unlocked_without_mongodb_is_shown_later() {
         assert_eq!(here.try_whole("close"), "ok", "{way:?}");
         a.wait_stored();
         assert_eq!(fs::read(b.at(&name)).unwrap(), b"written", "{way:?}");
+    }
+}
+
+/// What was lent to another machine while the file was open has a number of its own from then on, and that one can be the
+/// other machine's by the time when this one asks for a lock.
+#[test]
+fn regression_a_lock_is_not_fooled_by_what_was_lent() {
+    let cluster = Cluster::shared();
+    for options in [&[][..], &["--no-passthrough"]] {
+        let (a, b) = (cluster.node_with(options), cluster.node_with(options));
+        let name = format!("f{}", options.len());
+        let mut mine = fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(a.at(&name))
+            .unwrap();
+        mine.write_all(b"of a").unwrap();
+        // Known to the others, and open still.
+        crate::common::files::close(mine.try_clone().unwrap()).unwrap();
+        becomes(SOON, Some(b"of a".to_vec()), || fs::read(b.at(&name)).ok());
+        fs::write(b.at(&name), b"of b").unwrap();
+        b.wait_stored();
+        // Until the other has heard of it, which does not show while the file is open there.
+        write_closed(&b.at("after"), b"").unwrap();
+        becomes(SOON, true, || a.at("after").exists());
+        fs::remove_file(b.at("after")).unwrap();
+        // Touches the file, and says nothing new.
+        let _ = mine.sync_all();
+        rustix::fs::flock(&mine, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let mut read = [0; 4];
+        mine.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(&read, b"of b", "{options:?}");
+        rustix::fs::flock(&mine, rustix::fs::FlockOperation::Unlock).unwrap();
+        drop(mine);
+        a.wait_stored();
+        for node in [&a, &b] {
+            becomes(SOON, Some(b"of b".to_vec()), || {
+                fs::read(node.at(&name)).ok()
+            });
+        }
     }
 }
