@@ -31,7 +31,7 @@ impl Vfs {
             let changed = self.spool.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.spool.take_back(open.ino, inode.generation) {
+            match self.spool.take_back(open.ino, self.known(inode)) {
                 Ok(TakeBack::Busy) => changed.await,
                 Ok(other) => return Ok(other),
                 Err(_) if self.spool.is_missing(open.ino) => {
@@ -256,7 +256,7 @@ impl Vfs {
         let mut inode = inode.clone();
         let mut looks = 0;
         let found = loop {
-            match self.spool.open_sealed(open.ino, inode.generation) {
+            match self.spool.open_sealed(open.ino, self.known(&inode)) {
                 Ok(Some(file)) => break Some(ReadFile::Plain(file)),
                 Ok(None) => {}
                 // A worker finished with it between two looks: it is content now.

@@ -25,7 +25,7 @@ const MOST: usize = 8;
 /// For how long nobody may have written to it. A later write then shows in its times, however coarse these are.
 const QUIET: Duration = Duration::from_millis(50);
 /// The same where the kernel writes by itself: times move when a write(2) begins, and nothing shows that it has ended.
-const QUIET_KERNEL: Duration = Duration::from_millis(500);
+const QUIET_KERNEL: Duration = Duration::from_millis(100);
 /// How long such a moment is waited for.
 const MOMENT: Duration = Duration::from_secs(1);
 

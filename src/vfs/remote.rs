@@ -16,6 +16,7 @@ use super::patience::Patience;
 use super::{Result, Vfs, VfsError};
 use crate::backend::BackendError;
 use crate::content::flight::Step;
+use crate::content::spool::Known;
 use crate::content::{Arrivals, ReadFile, VerifiedFile};
 use crate::tree::query::Content;
 use crate::tree::{Body, Inode, TreeError};
@@ -79,9 +80,18 @@ fn store_has_it_not(e: &VfsError) -> bool {
 }
 
 impl Vfs {
+    /// The version of `inode`, as the spool asks for it.
+    pub(super) fn known(&self, inode: &Inode) -> Known {
+        let here = matches!(&inode.body, Body::Pending { node, .. } if *node == self.node);
+        Known {
+            generation: inode.generation,
+            here,
+        }
+    }
+
     /// Whether opening the inode's content has to wait for nothing from elsewhere.
     pub(super) fn is_here(&self, inode: &Inode) -> bool {
-        if self.spool.serves(inode.ino, inode.generation) {
+        if self.spool.serves(inode.ino, self.known(inode)) {
             return true;
         }
         match &inode.body {

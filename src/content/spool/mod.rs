@@ -69,6 +69,15 @@ struct Entry {
     taken: Arc<AtomicBool>,
 }
 
+/// The version of an inode that the namespace knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// Its number.
+    pub generation: Generation,
+    /// Its bytes wait at this node.
+    pub here: bool,
+}
+
 impl Entry {
     fn new(generation: Generation, stage: Stage) -> Entry {
         Entry {
@@ -92,11 +101,20 @@ impl Entry {
         self.stage != Stage::Writing && self.lost.is_some_and(|lost| self.generation <= lost)
     }
 
-    /// Whether it is what a reader is to see who finds `current` in the namespace.
-    fn serves(&self, current: Generation) -> bool {
+    /// Whether it is what a reader is to see who finds `known` in the namespace.
+    fn serves(&self, known: Known) -> bool {
         match self.is_lost() {
-            true => self.generation == current,
-            false => self.stage == Stage::Writing || self.generation >= current,
+            true => self.generation == known.generation,
+            false => self.stage == Stage::Writing || !self.is_outdated(known),
+        }
+    }
+
+    /// Whether the namespace has another version in its place. Also one of the same number, which another node closed first
+    /// while this one was open here and not told of.
+    fn is_outdated(&self, known: Known) -> bool {
+        match self.stage {
+            Stage::Sealed if !known.here => self.generation <= known.generation,
+            _ => self.generation < known.generation,
         }
     }
 }
@@ -232,14 +250,13 @@ impl Spool {
         self.entries.lock().get(&ino).is_some_and(|e| e.backing)
     }
 
-    /// Opens a sealed file for reading. `None` when there is no spool file, or only one older than `current`, the
-    /// generation that the namespace knows.
-    pub fn open_sealed(&self, ino: Ino, current: Generation) -> io::Result<Option<Arc<File>>> {
+    /// Opens a sealed file for reading. `None` when there is no spool file, or only one older than what the namespace knows.
+    pub fn open_sealed(&self, ino: Ino, known: Known) -> io::Result<Option<Arc<File>>> {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(&ino) else {
             return Ok(None);
         };
-        if !entry.serves(current) {
+        if !entry.serves(known) {
             return Ok(None);
         }
         let file = Arc::new(File::open(self.path(ino, entry.generation))?);
@@ -247,9 +264,9 @@ impl Spool {
     }
 
     /// Whether [`Spool::open_sealed`] finds a file.
-    pub fn serves(&self, ino: Ino, current: Generation) -> bool {
+    pub fn serves(&self, ino: Ino, known: Known) -> bool {
         let entries = self.entries.lock();
-        entries.get(&ino).is_some_and(|e| e.serves(current))
+        entries.get(&ino).is_some_and(|e| e.serves(known))
     }
 
     /// Length and times of a closed file that the namespace does not know of, as close(2) could not tell it. `current` is
@@ -258,7 +275,7 @@ impl Spool {
         let entries = self.entries.lock();
         let entry = entries.get(&ino)?;
         let closed = matches!(entry.stage, Stage::Sealed | Stage::Publishing);
-        if !closed || entry.generation <= current || !entry.serves(current) {
+        if !closed || entry.generation <= current || entry.is_lost() {
             return None;
         }
         std::fs::metadata(self.path(ino, entry.generation)).ok()

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Entry, Freeze, Progress, Spool, Stage, TakeBack};
+use super::{Entry, Freeze, Known, Progress, Spool, Stage, TakeBack};
 use crate::content::lease::has_no_writer;
 use crate::types::{Generation, Ino, Time};
 use crate::windows;
@@ -35,9 +35,9 @@ impl Spool {
         entries.insert(ino, entry);
     }
 
-    /// Opens the inode's present spool file for writing, under a generation above `current`, the one that the namespace
-    /// knows. A file that is not written and older than that is no version of this inode any more.
-    pub fn take_back(&self, ino: Ino, current: Generation) -> io::Result<TakeBack> {
+    /// Opens the inode's present spool file for writing, under a generation above the one that the namespace knows. A file
+    /// that is not written and older than that is no version of this inode any more.
+    pub fn take_back(&self, ino: Ino, known: Known) -> io::Result<TakeBack> {
         let mut entries = self.entries.lock();
         let Some(entry) = entries.get_mut(&ino) else {
             return Ok(TakeBack::Nothing);
@@ -45,7 +45,7 @@ impl Spool {
         if entry.is_lost() {
             return Ok(TakeBack::Busy);
         }
-        let outdated = entry.stage != Stage::Writing && entry.generation < current;
+        let outdated = entry.stage != Stage::Writing && entry.is_outdated(known);
         if outdated && !entry.backing {
             return Ok(TakeBack::Nothing);
         }
@@ -77,7 +77,7 @@ impl Spool {
             }
         };
         if entry.stage != Stage::Writing {
-            let generation = entry.generation.max(current).next();
+            let generation = entry.generation.max(known.generation).next();
             std::fs::rename(&path, self.path(ino, generation))?;
             windows::TAKE_BACK.passed();
             entry.generation = generation;

@@ -13,13 +13,45 @@ fn spool() -> (tempfile::TempDir, Spool) {
 const INO: Ino = Ino(7);
 const G1: Generation = Generation(1);
 
+fn here(generation: Generation) -> Known {
+    Known {
+        generation,
+        here: true,
+    }
+}
+
+/// Two nodes came to the same number apart, and the other's counts.
+#[test]
+fn regression_a_number_that_another_node_took_is_not_ours() {
+    let (_d, spool) = spool();
+    let file = spool.create(INO, Generation(2)).unwrap();
+    (&*file).write_all(b"ours").unwrap();
+    drop(file);
+    let theirs = Known {
+        generation: Generation(2),
+        here: false,
+    };
+    // As long as it is written, all of this node see that.
+    assert!(spool.serves(INO, theirs));
+    spool.seal(INO);
+    assert!(!spool.serves(INO, theirs) && spool.serves(INO, here(Generation(2))));
+    assert!(spool.open_sealed(INO, theirs).unwrap().is_none());
+    let taken = spool.take_back(INO, theirs).unwrap();
+    assert!(matches!(taken, TakeBack::Nothing));
+    let older = Known {
+        generation: G1,
+        here: false,
+    };
+    assert!(spool.serves(INO, older));
+}
+
 #[test]
 fn a_writer_takes_a_sealed_file_back_and_the_job_is_stale() {
     let (_d, spool) = spool();
     let file = spool.create(INO, G1).unwrap();
     (&*file).write_all(b"one").unwrap();
     assert_eq!(spool.seal(INO), Some(G1));
-    let TakeBack::Writing(generation, again) = spool.take_back(INO, G1).unwrap() else {
+    let TakeBack::Writing(generation, again) = spool.take_back(INO, here(G1)).unwrap() else {
         panic!("not given back");
     };
     assert_eq!(generation, Generation(2));
@@ -42,12 +74,12 @@ fn regression_a_lasting_file_is_taken_back_only_with_its_mappings() {
         .write(true)
         .open(spool.path(INO, G1))
         .unwrap();
-    let mapped = spool.take_back(INO, G1).unwrap();
+    let mapped = spool.take_back(INO, here(G1)).unwrap();
     assert!(matches!(mapped, TakeBack::Writing(..)));
     drop((mapped, mapping));
     spool.seal(INO);
     let (_, generation) = spool.stage(INO).unwrap();
-    let alone = spool.take_back(INO, generation).unwrap();
+    let alone = spool.take_back(INO, here(generation)).unwrap();
     assert!(matches!(alone, TakeBack::Shared(_)));
 }
 
@@ -73,10 +105,13 @@ fn nobody_writes_while_it_is_published() {
     spool.create(INO, G1).unwrap();
     spool.seal(INO);
     assert_eq!(spool.freeze(INO, G1), Some(Freeze::Share));
-    assert!(matches!(spool.take_back(INO, G1).unwrap(), TakeBack::Busy));
+    assert!(matches!(
+        spool.take_back(INO, here(G1)).unwrap(),
+        TakeBack::Busy
+    ));
     spool.finish(INO, G1);
     assert!(matches!(
-        spool.take_back(INO, G1).unwrap(),
+        spool.take_back(INO, here(G1)).unwrap(),
         TakeBack::Nothing
     ));
     assert!(spool.scan().unwrap().is_empty());
@@ -102,7 +137,7 @@ fn a_file_that_shares_its_blocks_with_content_is_never_written() {
     spool.create(INO, G1).unwrap();
     spool.seal(INO);
     std::fs::hard_link(spool.path(INO, G1), dir.path().join("../linked-content")).unwrap();
-    let shared = matches!(spool.take_back(INO, G1).unwrap(), TakeBack::Shared(_));
+    let shared = matches!(spool.take_back(INO, here(G1)).unwrap(), TakeBack::Shared(_));
     std::fs::remove_file(dir.path().join("../linked-content")).unwrap();
     assert!(shared);
 }
@@ -124,7 +159,7 @@ fn what_was_synced_is_kept_until_its_successor_was() {
     drop(first);
     spool.seal(INO);
     // It is not written over: a copy takes its place.
-    let taken = spool.take_back(INO, G1).unwrap();
+    let taken = spool.take_back(INO, here(G1)).unwrap();
     assert!(matches!(taken, TakeBack::Shared(_)));
     assert_eq!(generations(), [(1, true)]);
     let second = spool.create(INO, G1.next()).unwrap();
@@ -163,9 +198,12 @@ fn regression_what_is_about_to_lose_is_nobodys() {
     spool.lose_soon(INO, G1);
     assert!(!spool.is_sealed(INO, G1) && !spool.has(INO, G1));
     assert!(spool.freeze(INO, G1).is_none() && spool.lend(INO, G1).unwrap().is_none());
-    assert!(matches!(spool.take_back(INO, G1).unwrap(), TakeBack::Busy));
+    assert!(matches!(
+        spool.take_back(INO, here(G1)).unwrap(),
+        TakeBack::Busy
+    ));
     // Whoever still sees the tree before the merge reads it.
-    assert!(spool.serves(INO, G1) && !spool.serves(INO, Generation(0)));
+    assert!(spool.serves(INO, here(G1)) && !spool.serves(INO, here(Generation(0))));
     spool.lose_not(INO);
     assert!(spool.is_sealed(INO, G1));
     spool.lose_soon(INO, G1);
@@ -194,7 +232,7 @@ fn regression_a_closed_file_is_kept_aside_without_a_copy() {
     assert_ne!(inode(INO), inode(open));
     assert_eq!(inode(INO), inode(closed));
     assert!(matches!(
-        spool.take_back(INO, G1).unwrap(),
+        spool.take_back(INO, here(G1)).unwrap(),
         TakeBack::Shared(_)
     ));
     let aside = spool.scan().unwrap();
@@ -228,7 +266,7 @@ fn what_goes_is_kept_for_others_within_bounds() {
     }
     spool.discard(Ino(2));
     spool.create(Ino(3), Generation(2)).unwrap();
-    let TakeBack::Writing(Generation(2), file) = spool.take_back(Ino(4), G1).unwrap() else {
+    let TakeBack::Writing(Generation(2), file) = spool.take_back(Ino(4), here(G1)).unwrap() else {
         panic!("not given back");
     };
     (&*file).write_all(b"new").unwrap();
