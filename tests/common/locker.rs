@@ -15,7 +15,9 @@ pub const KINDS: [&str; 3] = ["flock", "posix", "ofd"];
 
 /// Takes orders from its standard input: `how wait start length`.
 const SCRIPT: &str = r#"
-import errno, fcntl, os, struct, sys
+import errno, fcntl, os, signal, struct, sys
+# What is started in the background of a shell ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 kind, path = sys.argv[1:]
 fd = os.open(path, os.O_RDWR)
 POSIX = {"ex": fcntl.F_WRLCK, "sh": fcntl.F_RDLCK, "un": fcntl.F_UNLCK}
@@ -102,13 +104,18 @@ impl Locker {
     /// Asks for the lock and returns once the process sleeps in that very call.
     pub fn wait_for(&mut self, how: &str) {
         self.tell(&format!("{how} wait 0 0"));
-        let wchan = format!("/proc/{}/syscall", self.0.id());
+        let proc = std::path::PathBuf::from(format!("/proc/{}", self.0.id()));
         eventually(
             std::time::Duration::from_secs(20),
             "a wait for the lock",
             || {
-                let call = std::fs::read_to_string(&wchan).unwrap_or_default();
+                let call = std::fs::read_to_string(proc.join("syscall")).unwrap_or_default();
                 let number = call.split(' ').next()?.parse::<i64>().ok()?;
+                // On a busy machine it can also just have lost its turn, on its way through another such call.
+                let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
+                if !status.contains("State:\tS") {
+                    return None;
+                }
                 [libc::SYS_flock, libc::SYS_fcntl]
                     .contains(&number)
                     .then_some(())
