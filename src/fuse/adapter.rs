@@ -522,7 +522,12 @@ impl Filesystem for Adapter {
         };
         let holder = Holder {
             family,
-            owner: owner.0,
+            // A flock(2) belongs to one open(2), whose owner the kernel calls by a number that it gives to the next one
+            // before the last close of this one is known here.
+            owner: match family {
+                Family::Flock => fh.0,
+                Family::Posix => owner.0,
+            },
         };
         let range = Range {
             holder,

@@ -55,6 +55,12 @@ struct Entry {
     closed: Option<Instant>,
 }
 
+impl Entry {
+    fn is_closing(&self) -> bool {
+        self.closed.is_some_and(|t| t.elapsed() < CLOSED_LATELY)
+    }
+}
+
 impl LockBook {
     fn change<T>(&self, ino: Ino, f: impl FnOnce(&mut Vec<Entry>) -> T) -> T {
         let mut entries = self.entries.lock();
@@ -162,9 +168,25 @@ impl LockBook {
     }
 
     fn is_closing(&self, ino: Ino, holder: Holder) -> bool {
-        let lately = |t: Instant| t.elapsed() < CLOSED_LATELY;
-        let closing = |e: &Entry| e.holder == holder && e.closed.is_some_and(lately);
-        !self.of(ino, closing).is_empty()
+        !self
+            .of(ino, |e| e.holder == holder && e.is_closing())
+            .is_empty()
+    }
+
+    /// Whether the holder seems to be another one, of the same number, whose file was closed.
+    fn is_taken_for_another(&self, ino: Ino, holder: Holder, fh: u64) -> bool {
+        let other = |e: &Entry| e.holder == holder && e.is_closing() && !e.handles.contains(&fh);
+        !self.of(ino, other).is_empty()
+    }
+
+    /// Nobody has the handle any more. The holders who have a lock by no other one.
+    fn leave(&self, ino: Ino, fh: u64) -> Vec<Holder> {
+        if let Some(entries) = self.entries.lock().get_mut(&ino) {
+            for entry in entries.iter_mut().filter(|e| e.handles.len() > 1) {
+                entry.handles.retain(|handle| *handle != fh);
+            }
+        }
+        self.of(ino, |e| e.handles.contains(&fh))
     }
 }
 
@@ -207,7 +229,7 @@ impl Vfs {
             Err(VfsError::LockLost(_) | VfsError::Overtaken(_)) => {}
             shown => shown?,
         }
-        let hold = self.take(ino, &request).await?;
+        let hold = self.take(ino, fh, &request).await?;
         lost |= self.locks.has_lost(ino);
         self.locks.note(ino, fh, range, hold);
         let seen = self.see_what_others_did(&handle, lost).await;
@@ -218,7 +240,7 @@ impl Vfs {
         seen
     }
 
-    async fn take(&self, ino: Ino, request: &LockRequest) -> Result<Hold> {
+    async fn take(&self, ino: Ino, fh: u64, request: &LockRequest) -> Result<Hold> {
         let locks = self.shared_locks()?;
         let signal = interrupted(request.thread);
         tokio::pin!(signal);
@@ -228,6 +250,15 @@ impl Vfs {
             let given_up = self.locks.given_up.notified();
             tokio::pin!(given_up);
             given_up.as_mut().enable();
+            // The number of an open file description goes to the next one at once. What the last one has goes in a moment.
+            if self
+                .locks
+                .is_taken_for_another(ino, request.range.holder, fh)
+                && begun.elapsed() < CLOSING
+            {
+                let _ = tokio::time::timeout(CLOSING / 5, given_up).await;
+                continue;
+            }
             let pause = match locks.attempt(ino, request.range).await {
                 Ok(Attempt::Held(hold)) => return Ok(hold),
                 Ok(Attempt::Busy(conflict, since)) => {
@@ -337,7 +368,9 @@ impl Vfs {
     /// Gives up what was locked by a handle that nobody has any more.
     pub(super) async fn give_up_locks_of(&self, handle: &Handle, fh: u64) {
         let ino = handle.open.ino;
-        for holder in self.locks.of(ino, |e| e.handles.contains(&fh)) {
+        for holder in self.locks.leave(ino, fh) {
+            // Tests make it take longer.
+            fail::fail_point!("unlock");
             if let Err(e) = self.end(handle, holder).await {
                 // Nobody is left who could be told.
                 tracing::warn!("inode {ino}: the last close of a handle that had a lock: {e}");
