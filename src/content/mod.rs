@@ -20,4 +20,4 @@ pub use arrivals::Arrivals;
 pub use lease::{has_no_writer, leases_work};
 pub use sealed::Sealed;
 pub use spool::Spool;
-pub use verified::{ReadFile, VerifiedFile, is_damage};
+pub use verified::{ReadFile, VerifiedFile, damaged, is_damage};

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::disk;
 use super::shelf::Shelf;
+use super::spool::ClosedFile;
 use super::sums::{BLOCK, Sums};
 use crate::types::ContentHash;
 
@@ -26,7 +27,13 @@ pub struct Damaged(pub ContentHash);
 /// Whether an error says that content is damaged. It is out of the way by then, so opening it anew may help: the store may
 /// have it whole, or somebody may have written it again.
 pub fn is_damage(e: &io::Error) -> bool {
-    e.get_ref().is_some_and(|inner| inner.is::<Damaged>())
+    damaged(e).is_some()
+}
+
+/// Which content such an error is about.
+pub fn damaged(e: &io::Error) -> Option<ContentHash> {
+    let damaged: &Damaged = e.get_ref()?.downcast_ref()?;
+    Some(damaged.0)
 }
 
 /// An open content.
@@ -80,22 +87,9 @@ impl VerifiedFile {
             return Ok(0);
         }
         let buffer = &mut buffer[..wanted];
-        let (first, last) = match self.size <= BLOCK as u64 {
-            true => (0, self.size),
-            false => {
-                let block = BLOCK as u64;
-                let end = (offset + wanted as u64).next_multiple_of(block);
-                (offset / block * block, end.min(self.size))
-            }
-        };
-        if first == offset && (last - first) as usize == wanted {
-            self.read_blocks(buffer, first)?;
-        } else {
-            let mut blocks = vec![0; (last - first) as usize];
-            self.read_blocks(&mut blocks, first)?;
-            let from = (offset - first) as usize;
-            buffer.copy_from_slice(&blocks[from..from + wanted]);
-        }
+        by_blocks(self.size, buffer, offset, |blocks, first| {
+            self.read_blocks(blocks, first)
+        })?;
         Ok(wanted)
     }
 
@@ -197,33 +191,70 @@ impl VerifiedFile {
     fn copy_to(&self, to: &File) -> io::Result<()> {
         self.check_size()?;
         disk::copy(&self.file, to)?;
-        let damaged = || match self.judge(|_| true) {
+        if check_copy(to, self.size, |at, blocks| self.agree(blocks, at))? {
+            return Ok(());
+        }
+        Err(match self.judge(|_| true) {
             Ok(_) => io::Error::other(format!("the copy of {} is wrong", self.hash)),
             Err(e) => e,
-        };
-        if to.metadata()?.len() != self.size {
-            return Err(damaged());
-        }
-        let mut buffer = vec![0; disk::CHUNK.min(self.size as usize)];
-        let mut at = 0;
-        while at < self.size {
-            let n = (self.size - at).min(buffer.len() as u64) as usize;
-            to.read_exact_at(&mut buffer[..n], at)?;
-            if !self.agree(&buffer[..n], at)? {
-                return Err(damaged());
-            }
-            at += n as u64;
-        }
-        Ok(())
+        })
     }
 }
 
-/// A file that reads come from: one of the spool, as it is, or content, checked. For anything but its bytes, it is the
-/// file.
+/// Fills `buffer`, which lies within the `size` bytes of a file from `offset` on, from whole blocks that `read` fills.
+pub(super) fn by_blocks(
+    size: u64,
+    buffer: &mut [u8],
+    offset: u64,
+    read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
+) -> io::Result<()> {
+    if buffer.is_empty() {
+        return Ok(());
+    }
+    let block = BLOCK as u64;
+    let first = offset / block * block;
+    let last = (offset + buffer.len() as u64)
+        .next_multiple_of(block)
+        .min(size);
+    if first == offset && last - first == buffer.len() as u64 {
+        return read(buffer, first);
+    }
+    let mut blocks = vec![0; (last - first) as usize];
+    read(&mut blocks, first)?;
+    let from = (offset - first) as usize;
+    buffer.copy_from_slice(&blocks[from..from + buffer.len()]);
+    Ok(())
+}
+
+/// Whether a copy is what was copied: `size` bytes, of which `agree` says that each block is right.
+pub(super) fn check_copy(
+    copy: &File,
+    size: u64,
+    agree: impl Fn(u64, &[u8]) -> io::Result<bool>,
+) -> io::Result<bool> {
+    if copy.metadata()?.len() != size {
+        return Ok(false);
+    }
+    let mut buffer = vec![0; disk::CHUNK.min(size as usize)];
+    let mut at = 0;
+    while at < size {
+        let n = (size - at).min(buffer.len() as u64) as usize;
+        copy.read_exact_at(&mut buffer[..n], at)?;
+        if !agree(at, &buffer[..n])? {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}
+
+/// A file that reads come from. For anything but its bytes, it is the file.
 #[derive(Clone, Debug)]
 pub enum ReadFile {
-    /// A file of the spool.
+    /// A file of the spool that is being written.
     Plain(Arc<File>),
+    /// One that is closed, checked as soon as it was hashed.
+    Closed(Arc<ClosedFile>),
     /// Sealed content.
     Content(Arc<VerifiedFile>),
 }
@@ -234,6 +265,7 @@ impl Deref for ReadFile {
     fn deref(&self) -> &File {
         match self {
             ReadFile::Plain(file) => file,
+            ReadFile::Closed(closed) => closed.file(),
             ReadFile::Content(content) => content.file(),
         }
     }
@@ -244,6 +276,7 @@ impl ReadFile {
     pub fn read_full(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             ReadFile::Plain(file) => disk::read_full(file, offset, buffer),
+            ReadFile::Closed(closed) => closed.read_at(buffer, offset),
             ReadFile::Content(content) => content.read_at(buffer, offset),
         }
     }
@@ -252,15 +285,36 @@ impl ReadFile {
     pub fn copy_to(&self, to: &File) -> io::Result<()> {
         match self {
             ReadFile::Plain(file) => disk::copy(file, to),
+            ReadFile::Closed(closed) => closed.copy_to(to),
             ReadFile::Content(content) => content.copy_to(to),
         }
     }
 
     /// Makes sure that a range is right, for whoever then takes it from the file itself.
     pub fn check_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.saturating_add(len);
         match self {
             ReadFile::Plain(_) => Ok(()),
-            ReadFile::Content(content) => content.check_range(offset, offset.saturating_add(len)),
+            ReadFile::Closed(closed) => closed.check_range(offset, end),
+            ReadFile::Content(content) => content.check_range(offset, end),
+        }
+    }
+
+    /// Whether [`ReadFile::prepare`] has nothing to do.
+    pub fn is_prepared(&self) -> bool {
+        match self {
+            ReadFile::Plain(_) => true,
+            ReadFile::Closed(closed) => closed.is_prepared(),
+            ReadFile::Content(content) => content.is_prepared(),
+        }
+    }
+
+    /// Does what takes long before the first read, where reading needs it.
+    pub fn prepare(&self) -> io::Result<()> {
+        match self {
+            ReadFile::Plain(_) => Ok(()),
+            ReadFile::Closed(closed) => closed.prepare(),
+            ReadFile::Content(content) => content.prepare(),
         }
     }
 
@@ -268,9 +322,9 @@ impl ReadFile {
     pub fn is(&self, other: &ReadFile) -> bool {
         match (self, other) {
             (ReadFile::Plain(a), ReadFile::Plain(b)) => Arc::ptr_eq(a, b),
+            (ReadFile::Closed(a), ReadFile::Closed(b)) => Arc::ptr_eq(a, b),
             (ReadFile::Content(a), ReadFile::Content(b)) => Arc::ptr_eq(a, b),
-            (ReadFile::Plain(_), ReadFile::Content(_))
-            | (ReadFile::Content(_), ReadFile::Plain(_)) => false,
+            (ReadFile::Plain(_) | ReadFile::Closed(_) | ReadFile::Content(_), _) => false,
         }
     }
 }

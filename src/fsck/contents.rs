@@ -218,6 +218,15 @@ impl Inspection<'_> {
     pub(super) fn spool(&mut self, node: &NodeId) -> Result<(), TreeError> {
         let spool = Spool::new(self.data.spool(), self.data.spare());
         for inode in self.ask(|query| query.pending_at(node))? {
+            if self.options.data && self.is_damaged_in(&spool, &inode)? {
+                let what = format!(
+                    "the content of inode {} ({} bytes) was closed, is not stored, and is damaged in the spool; write it \
+                     again, or the same to any file",
+                    inode.ino, inode.size
+                );
+                let paths = self.ask(|query| Ok(paths_of(query, inode.ino)))?;
+                self.report.add(Outcome::Left, what, paths);
+            }
             // A writer may have it, under a generation that the tree hears of when it is closed.
             if (0..LOOKS).any(|_| spool.holds(inode.ino, inode.generation)) {
                 continue;
@@ -249,6 +258,11 @@ impl Inspection<'_> {
             self.report.add(outcome, what, paths);
         }
         Ok(())
+    }
+
+    fn is_damaged_in(&mut self, spool: &Spool, inode: &Inode) -> Result<bool, TreeError> {
+        let looked = spool.contradicts_itself(inode.ino, inode.generation);
+        looked.map_err(|e| TreeError::Database(format!("spool: {e}")))
     }
 
     /// Whether the content that a file had before is still there.

@@ -72,6 +72,8 @@ pub struct Ingest {
     in_flight: Mutex<HashSet<(Ino, Generation)>>,
     busy: AtomicUsize,
     large: large::Lane,
+    /// One worker hashes ahead.
+    hashing_ahead: tokio::sync::Mutex<()>,
     stop: watch::Sender<bool>,
     durable: durable::Barrier,
     unjudged: Mutex<recovery::Unjudged>,
@@ -107,6 +109,7 @@ impl Ingest {
             in_flight: Mutex::default(),
             busy: AtomicUsize::new(0),
             large: large::Lane::default(),
+            hashing_ahead: tokio::sync::Mutex::default(),
             stop: watch::channel(false).0,
             durable: durable::Barrier::default(),
             unjudged: Mutex::default(),

@@ -15,7 +15,7 @@ impl Ingest {
         generation: Generation,
         hash: &ContentHash,
         size: u64,
-        now: Time,
+        (mtime, ctime): (Time, Time),
     ) -> Result<bool, StoreError> {
         // Under the lock of the hash nobody removes its bytes.
         let _lock = self.backends.locks.acquire(hash).await?;
@@ -27,9 +27,10 @@ impl Ingest {
             generation,
             node: self.node.clone(),
             size,
-            mtime: now,
-            ctime: now,
+            mtime,
+            ctime,
         };
+        let now = Time::now();
         let commit = Op::Commit {
             ino,
             generation,

@@ -19,7 +19,7 @@ use super::{Ingest, Job};
 use crate::backend::{BackendError, FileRecord, HashLock, Put};
 use crate::content::spool::{Freeze, Progress};
 use crate::content::sums::{Digest, Sums};
-use crate::content::{disk, has_no_writer};
+use crate::content::{damaged, disk, has_no_writer};
 use crate::tree::op::StoredBy;
 use crate::tree::{Body, Commitment, Inode, Op, Origin, Tree, TreeError};
 use crate::types::{BlobId, ContentHash, Status, Time};
@@ -34,6 +34,8 @@ const BATCH_BYTES: u64 = 8 << 20;
 const GATHER: Duration = Duration::from_millis(15);
 /// How often a store that does not answer is asked whether it is back.
 const PROBE: Duration = Duration::from_millis(500);
+/// How many files are hashed between two such questions.
+const HASHED_AHEAD: usize = 1024;
 /// Up to this size a file is hashed on the spot; a larger one where it may block.
 pub(super) const HASH_INLINE_BYTES: u64 = 256 << 10;
 
@@ -54,6 +56,11 @@ pub enum StoreError {
     Tree(#[from] TreeError),
     #[error("local disk: {0}")]
     Io(#[from] std::io::Error),
+    /// A bit of it turned while it waited.
+    #[error(
+        "its bytes on this disk are not those that were closed: content {0} is damaged, and the next file with it heals it"
+    )]
+    Damaged(ContentHash),
     /// Only a person can have removed it.
     #[error("{} is missing, and the file's content with it, unless it is put back", .0.display())]
     Missing(PathBuf),
@@ -99,7 +106,26 @@ impl Ingest {
                 self.refill();
                 return;
             }
+            self.hash_ahead().await;
             tokio::time::sleep(PROBE).await;
+        }
+    }
+
+    /// What has to wait is hashed all the same, so that damage shows that it takes meanwhile.
+    async fn hash_ahead(&self) {
+        let Ok(_turn) = self.hashing_ahead.try_lock() else {
+            return;
+        };
+        for (ino, generation) in self.spool.unhashed(HASHED_AHEAD) {
+            let job = Job {
+                ino,
+                generation,
+                failures: 0,
+            };
+            match self.hash(job).await {
+                Ok(_) => self.spool.note_hash(ino, generation),
+                Err(e) => debug!("inode {ino} is not hashed yet: {e}"),
+            }
         }
     }
 
@@ -192,8 +218,10 @@ impl Ingest {
             false => e,
         };
         match e {
-            StoreError::Missing(_) if job.failures == 0 => error!("inode {}: {e}", job.ino),
-            StoreError::Missing(_) => debug!("inode {}: {e}", job.ino),
+            StoreError::Missing(_) | StoreError::Damaged(_) if job.failures == 0 => {
+                error!("inode {}: {e}", job.ino);
+            }
+            StoreError::Missing(_) | StoreError::Damaged(_) => debug!("inode {}: {e}", job.ino),
             ref e => warn!(
                 "{worker}: inode {} was not stored: {e}; trying again in {pause:?}",
                 job.ino
@@ -207,6 +235,7 @@ impl Ingest {
             error: Some(e.to_string()),
         };
         self.spool.set_progress(job.ino, job.generation, progress);
+        self.spool.note_hash(job.ino, job.generation);
         if let Some(hash) = hash
             && let Ok(Some(mut record)) = self.backends.records.get(&hash).await
         {
@@ -230,6 +259,7 @@ impl Ingest {
         };
         self.spool.set_progress(job.ino, job.generation, progress);
         self.spool.set_waiting(job.ino, job.generation, true);
+        self.spool.note_hash(job.ino, job.generation);
         self.overflow.store(true, Ordering::Release);
     }
 
@@ -312,7 +342,10 @@ impl Ingest {
 
     async fn store(&self, worker: &str, job: Job) -> Result<(), StoreError> {
         let inode = self.wanted(job).await?;
-        let Digest { hash, size, sums } = self.hash(job).await?;
+        let Digest { hash, size, sums } = match self.hash(job).await {
+            Err(StoreError::Damaged(hash)) => return self.heal(job, &inode, &hash).await,
+            hashed => hashed?,
+        };
         windows::HASH.pass()?;
         let inode = self.written_late(job, inode).await?;
         let mut progress = Progress {
@@ -424,6 +457,9 @@ impl Ingest {
             self.counters.bytes.fetch_add(size, Ordering::Relaxed);
         }
         drop(lock);
+        for (ino, generation) in self.spool.damaged_with(&hash) {
+            self.enqueue(ino, generation);
+        }
         debug!("{worker}: inode {} is {hash}, {size} bytes", job.ino);
         Ok(())
     }
@@ -488,7 +524,49 @@ impl Ingest {
         if !self.spool.is_sealed(job.ino, job.generation) {
             return Err(StoreError::Stale);
         }
-        Ok(hashed)
+        match self
+            .spool
+            .set_digest(job.ino, job.generation, hashed.clone())
+        {
+            Ok(true) => Ok(hashed),
+            Ok(false) => Err(StoreError::Stale),
+            Err(e) => Err(match damaged(&e) {
+                Some(hash) => StoreError::Damaged(hash),
+                None => e.into(),
+            }),
+        }
+    }
+
+    /// Gives a file whose bytes were damaged here the content that was closed, if others have stored the same.
+    async fn heal(&self, job: Job, inode: &Inode, hash: &ContentHash) -> Result<(), StoreError> {
+        self.freeze(job)?;
+        let times = (inode.mtime, inode.ctime);
+        let healed = match self.tree.read(|q| q.content(hash)) {
+            Ok(Some(content)) => {
+                self.share(job.ino, job.generation, hash, content.size, times)
+                    .await
+            }
+            Ok(None) => Ok(false),
+            Err(e) => Err(e.into()),
+        };
+        let lasts = match healed {
+            Ok(true) => self.durable.reached(&self.tree, Tree::sync).await,
+            healed => {
+                self.spool.thaw(job.ino, job.generation);
+                return healed.and(Err(StoreError::Damaged(*hash)));
+            }
+        };
+        if let Err(e) = lasts {
+            self.spool.thaw(job.ino, job.generation);
+            return Err(e.into());
+        }
+        self.spool.finish(job.ino, job.generation);
+        self.counters.duplicates.fetch_add(1, Ordering::Relaxed);
+        info!(
+            "inode {}: was damaged here, and has its content from the store",
+            job.ino
+        );
+        Ok(())
     }
 
     fn filename(&self, inode: &Inode) -> String {

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::open::{Acknowledged, Body, OpenInode, Standing, Transition};
 use super::patience::enter;
@@ -14,7 +15,10 @@ use super::{Result, Vfs, VfsError};
 use crate::content::spool::TakeBack;
 use crate::content::{ReadFile, disk, is_damage};
 use crate::tree::{self, Inode};
-use crate::types::Generation;
+use crate::types::{Generation, Time};
+
+/// A file that was closed less long ago is written to again without being read first.
+const FRESH: Duration = Duration::from_secs(60);
 
 impl Vfs {
     /// The inode as it is now, or was when it lost its last name.
@@ -27,6 +31,11 @@ impl Vfs {
 
     /// Asks for the present spool file, and waits while a worker publishes it.
     pub(super) async fn take_back(&self, open: &Arc<OpenInode>, inode: &Inode) -> Result<TakeBack> {
+        // What is written now would make damage pass for content.
+        let long_ago = Time(Time::now().0.saturating_sub(FRESH.as_nanos() as i64));
+        if let Some(closed) = self.spool.waited(open.ino, long_ago)? {
+            blocking(move || closed.check_range(0, u64::MAX)).await?;
+        }
         loop {
             let changed = self.spool.changed();
             tokio::pin!(changed);
@@ -224,12 +233,12 @@ impl Vfs {
         let Some(file) = self.readable(open).await? else {
             return Ok(None);
         };
-        let prepared = match &file {
-            ReadFile::Content(content) if !content.is_prepared() => {
-                let content = content.clone();
-                blocking(move || content.prepare()).await
+        let prepared = match file.is_prepared() {
+            true => Ok(()),
+            false => {
+                let file = file.clone();
+                blocking(move || file.prepare()).await
             }
-            ReadFile::Content(_) | ReadFile::Plain(_) => Ok(()),
         };
         match prepared.and_then(|()| f(&file)) {
             Err(e) if is_damage(&e) => open.let_go_of(&file),
@@ -257,7 +266,7 @@ impl Vfs {
         let mut looks = 0;
         let found = loop {
             match self.spool.open_sealed(open.ino, self.known(&inode)) {
-                Ok(Some(file)) => break Some(ReadFile::Plain(file)),
+                Ok(Some(file)) => break Some(file),
                 Ok(None) => {}
                 // A worker finished with it between two looks: it is content now.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -208,7 +208,7 @@ impl Vfs {
         self.spool.seal(open.ino);
         // Readers go on with a file that cannot write, so that a worker can tell when nobody else can either.
         *open.body.write() = match self.reopen(open.ino, transition.generation, &file) {
-            Ok(reader) => Body::Sealed(ReadFile::Plain(Arc::new(reader))),
+            Ok(reader) => Body::Sealed(self.spool.as_closed(open.ino, reader)),
             Err(e) => {
                 warn!("inode {}: its spool file cannot be opened: {e}", open.ino);
                 Body::Unloaded

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use super::copies::OpenCopy;
 use super::{Result, Vfs};
-use crate::content::spool::Lent;
-use crate::content::{VerifiedFile, disk};
+use crate::content::VerifiedFile;
+use crate::content::spool::ClosedFile;
 use crate::tree::Body;
 use crate::types::{Generation, Ino};
 
 /// The bytes of one generation of an inode, to be read from start to end.
 pub enum Closed {
     /// Not stored yet.
-    Waiting(Lent),
+    Waiting(ClosedFile),
     /// Stored a moment ago.
     Stored(Arc<VerifiedFile>),
     /// A copy of what is still open.
@@ -50,7 +50,7 @@ impl Closed {
     /// Its length in bytes.
     pub fn size(&self) -> io::Result<u64> {
         match self {
-            Closed::Waiting(lent) => Ok(lent.file.metadata()?.len()),
+            Closed::Waiting(lent) => lent.size(),
             Closed::Stored(file) => Ok(file.size()),
             Closed::Copied(copy) => Ok(copy.bytes.len() as u64),
         }
@@ -61,7 +61,7 @@ impl Closed {
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match self {
             Closed::Waiting(lent) => {
-                let n = disk::read_full(&lent.file, offset, buffer)?;
+                let n = lent.read_at(buffer, offset)?;
                 match lent.is_taken() {
                     false => Ok(n),
                     true => Err(io::Error::other("a writer took the file back")),

@@ -14,7 +14,7 @@ use super::open::{Acknowledged, Body, Mode, OpenInode, Standing, Transition, ove
 use super::patience::enter;
 use super::{Result, Vfs, VfsError};
 use crate::backend::BackendError;
-use crate::content::{ReadFile, disk};
+use crate::content::disk;
 use crate::ingest::StoreError;
 use crate::tree::{self, Commitment, Inode, TreeError};
 use crate::types::{Generation, Ino};
@@ -131,7 +131,7 @@ impl Vfs {
     ) -> Result<()> {
         let path = self.spool.path(open.ino, transition.generation);
         let reader = File::open(path).map_err(|e| not_read(open.ino, e))?;
-        *open.body.write() = Body::Sealed(ReadFile::Plain(Arc::new(reader)));
+        *open.body.write() = Body::Sealed(self.spool.as_closed(open.ino, reader));
         // From here on nobody gets at the file without this transition; those who have it just now are in a write(2).
         let told = match alone_with(&file).await {
             true => {
@@ -292,7 +292,7 @@ fn not_stored(ino: Ino, e: StoreError) -> VfsError {
         StoreError::Backend(e) => e.into(),
         StoreError::Tree(e) => e.into(),
         StoreError::Io(e) => not_read(ino, e),
-        StoreError::Missing(_) => VfsError::Lost(ino.0),
+        StoreError::Missing(_) | StoreError::Damaged(_) => VfsError::Lost(ino.0),
         StoreError::Stale | StoreError::LockLost | StoreError::StillMapped => {
             VfsError::Unsettled(ino.0)
         }

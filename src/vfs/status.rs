@@ -87,6 +87,10 @@ impl Vfs {
             Stage::Sealed if self.spool.is_missing(ino) => {
                 Some(FileStatus::lost(progress.hash, missing_in_spool()))
             }
+            Stage::Sealed if self.spool.is_damaged(ino) => {
+                let why = "its bytes on this disk are not those that were closed; the next file with the same heals it";
+                Some(FileStatus::lost(progress.hash, why.into()))
+            }
             Stage::Sealed | Stage::Publishing => Some(FileStatus {
                 error: progress.error,
                 ..FileStatus::new(progress.hash, progress.status)

@@ -1,6 +1,8 @@
 //! A server goes away and comes back, with the mount in use all the time.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::Cluster;
@@ -8,7 +10,7 @@ use crate::common::files::{bytes, sha256, write_closed, xattr};
 use crate::common::http::get;
 use crate::common::mount::Mount;
 use crate::common::run::becomes;
-use crate::common::servers::{Etcd, Mongod, shared_mongod};
+use crate::common::servers::{Etcd, Mongod, shared_etcd, shared_mongod};
 
 const SOON: Duration = Duration::from_secs(5);
 const BACK: Duration = Duration::from_secs(30);
@@ -148,6 +150,71 @@ fn reads_go_on_without_mongodb_and_writes_come_back() {
 }
 
 /// A server that hangs, which is worse than one that is gone.
+/// What waits for MongoDB is hashed meanwhile, so that what the disk does to it shows: to who reads it here or elsewhere, also
+/// after a restart. It is not stored, until another file brings the same content.
+#[test]
+fn what_waits_for_mongodb_is_not_taken_for_another_content() {
+    let mongod = Mongod::start();
+    let cluster = Cluster::of(shared_etcd(), &mongod);
+    let (a, b) = (cluster.node(), cluster.node());
+    let files = [
+        ("whole", bytes(1, 300_000)),
+        ("small", bytes(2, 5000)),
+        ("large", bytes(3, 700_000)),
+    ];
+    mongod.freeze();
+    for (name, content) in &files {
+        write_closed(&a.at(name), content).unwrap();
+    }
+    for (name, content) in &files {
+        becomes(BACK, Some(sha256(content)), || {
+            xattr(&a.at(name), "user.oncefs.sha256")
+        });
+    }
+    becomes(BACK, files.len(), || {
+        let noted =
+            |path: &PathBuf| rustix::fs::getxattr(path, "user.oncefs.closed", &mut [0; 64]).is_ok();
+        a.spooled().iter().filter(|path| noted(path)).count()
+    });
+    a.kill9();
+    for path in a.spooled() {
+        let file = fs::File::options().read(true).write(true).open(path);
+        let (file, mut byte) = (file.unwrap(), [0]);
+        let meta = file.metadata().unwrap();
+        if meta.len() != files[0].1.len() as u64 {
+            file.read_exact_at(&mut byte, 4000).unwrap();
+            file.write_all_at(&[byte[0] ^ 16], 4000).unwrap();
+            file.set_modified(meta.modified().unwrap()).unwrap();
+        }
+    }
+    mongod.thaw();
+    a.remount();
+    for (name, _) in &files[1..] {
+        becomes(BACK, "failed".to_string(), || a.status(name));
+    }
+    for node in [&a, &b] {
+        for (n, (name, content)) in files.iter().enumerate() {
+            becomes(BACK, true, || node.at(name).exists());
+            match fs::read(node.at(name)) {
+                Ok(read) => assert!(read == *content, "{name}"),
+                Err(e) => assert!(n > 0 && e.raw_os_error() == Some(libc::EIO), "{name}: {e}"),
+            }
+        }
+    }
+    for (name, content) in &files[1..] {
+        write_closed(&b.at(format!("same-{name}")), content).unwrap();
+    }
+    for node in [&a, &b] {
+        for (name, content) in &files {
+            becomes(BACK, true, || {
+                fs::read(node.at(name)).is_ok_and(|read| read == *content)
+            });
+        }
+    }
+    a.wait_spool_empty();
+    a.wait_stored();
+}
+
 #[test]
 fn a_frozen_mongodb_stops_no_reader_for_long() {
     let (etcd, mongod) = (Etcd::start(), Mongod::start());

@@ -60,6 +60,9 @@ impl Spool {
             }
             let mut entry = Entry::new(Generation(1), Stage::Sealed);
             entry.lasting = true;
+            if let Some(from) = entries.get(&from) {
+                entry.seal = from.seal.of_other();
+            }
             entries.insert(to, entry);
         }
         disk::sync_dir(&self.dir)?;

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::closed::{self, Noted, Seal};
 use super::lasting::{is_lasting, mark};
 use super::{Entry, Found, Spool, Stage};
 use crate::content::{disk, lease::has_no_writer, verified::ReadFile};
@@ -150,6 +151,9 @@ impl Spool {
     /// Puts a spool file that is on disk into the index, sealed. `older`: lasting versions that it is to replace.
     pub fn restore(&self, found: &Found, older: Vec<Generation>) {
         let mut entry = Entry::new(found.generation, Stage::Sealed);
+        let noted = File::open(&found.path).and_then(|file| closed::noted(&file));
+        // What cannot be read is not believed, and goes before the file is written to.
+        entry.seal = Seal::found(noted.unwrap_or(Noted::Outdated));
         entry.lasting = found.lasting;
         entry.older = older;
         self.entries.lock().insert(found.ino, entry);

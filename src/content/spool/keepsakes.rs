@@ -8,12 +8,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{Entry, Spool, Stage};
+use super::closed::Seal;
+use super::{ClosedFile, Entry, Spool, Stage};
 use crate::content::{disk, lease::has_no_writer};
 use crate::types::{Generation, Ino};
 
@@ -34,6 +36,7 @@ struct Keepsake {
     ino: Ino,
     generation: Generation,
     file: File,
+    seal: Arc<Seal>,
     bytes: u64,
     until: Instant,
 }
@@ -47,12 +50,13 @@ pub(super) struct Keepsakes {
 }
 
 impl Keepsakes {
-    fn add(&self, ino: Ino, generation: Generation, file: File, bytes: u64) {
+    fn add(&self, ino: Ino, generation: Generation, file: File, seal: Arc<Seal>, bytes: u64) {
         let mut all = self.all.lock();
         all.push_back(Keepsake {
             ino,
             generation,
             file,
+            seal,
             bytes,
             until: Instant::now() + LIFE,
         });
@@ -76,13 +80,15 @@ impl Spool {
     }
 
     /// Opens what was kept of this generation.
-    pub(super) fn kept(&self, ino: Ino, generation: Generation) -> io::Result<Option<File>> {
+    pub(super) fn kept(&self, ino: Ino, generation: Generation) -> io::Result<Option<ClosedFile>> {
         self.forget_kept();
         let all = self.keepsakes.all.lock();
         let found = all
             .iter()
             .find(|k| (k.ino, k.generation) == (ino, generation));
-        found.map(|k| k.file.try_clone()).transpose()
+        found
+            .map(|k| Ok(ClosedFile::new(k.file.try_clone()?, k.seal.clone())))
+            .transpose()
     }
 
     /// Keeps a version that is about to lose its name, for good.
@@ -121,7 +127,10 @@ impl Spool {
             Ok(Some((make(file)?, bytes)))
         };
         match kept() {
-            Ok(Some((file, bytes))) => self.keepsakes.add(ino, entry.generation, file, bytes),
+            Ok(Some((file, bytes))) => {
+                let seal = entry.seal.of_other();
+                self.keepsakes.add(ino, entry.generation, file, seal, bytes);
+            }
             Ok(None) => {}
             Err(e) => tracing::debug!("inode {ino}: not kept for other nodes: {e}"),
         }

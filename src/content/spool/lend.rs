@@ -2,42 +2,22 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Spool, Stage};
+use super::{ClosedFile, Spool, Stage};
 use crate::content::lease::has_no_writer;
 use crate::types::{Generation, Ino};
 
-/// A sealed file, open for reading. Its bytes are those of its generation until a writer takes it back, which shows before
-/// the writer can write: bytes that were read count if it was not taken back afterwards.
-pub struct Lent {
-    /// The file.
-    pub file: File,
-    taken: Arc<AtomicBool>,
-}
-
-impl Lent {
-    /// Whether a writer took it back meanwhile.
-    pub fn is_taken(&self) -> bool {
-        self.taken.load(Ordering::Acquire)
-    }
-}
-
 impl Spool {
     /// Opens the file that was closed as exactly this generation; `None` when there is none, or it is open for writing, be
-    /// it through a mapping alone.
-    pub fn lend(&self, ino: Ino, generation: Generation) -> io::Result<Option<Lent>> {
-        Ok(match self.lend_present(ino, generation)? {
-            Some(lent) => Some(lent),
-            None => self.kept(ino, generation)?.map(|file| Lent {
-                file,
-                taken: Arc::default(),
-            }),
-        })
+    /// it through a mapping alone. A writer can take it back at any time, which shows before the writer can write.
+    pub fn lend(&self, ino: Ino, generation: Generation) -> io::Result<Option<ClosedFile>> {
+        match self.lend_present(ino, generation)? {
+            Some(lent) => Ok(Some(lent)),
+            None => self.kept(ino, generation),
+        }
     }
 
-    fn lend_present(&self, ino: Ino, generation: Generation) -> io::Result<Option<Lent>> {
+    fn lend_present(&self, ino: Ino, generation: Generation) -> io::Result<Option<ClosedFile>> {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(&ino) else {
             return Ok(None);
@@ -49,9 +29,6 @@ impl Spool {
         if entry.was_backing && !has_no_writer(&file) {
             return Ok(None);
         }
-        Ok(Some(Lent {
-            file,
-            taken: entry.taken.clone(),
-        }))
+        Ok(Some(ClosedFile::new(file, entry.seal.clone())))
     }
 }

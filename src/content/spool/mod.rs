@@ -11,6 +11,7 @@
 //! What was removed or written over before it was stored is kept for other machines a little longer (`keepsakes`).
 
 mod aside;
+mod closed;
 mod files;
 mod keepsakes;
 mod lasting;
@@ -25,12 +26,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
-pub use lend::Lent;
+pub use closed::ClosedFile;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::disk;
 use super::lease::has_no_writer;
+use super::verified::ReadFile;
 use crate::types::{ContentHash, Generation, Ino, Status, Time};
 
 /// Where a spool file stands.
@@ -65,8 +67,8 @@ struct Entry {
     idle: bool,
     /// Closed versions up to this one lose in the merge that is under way.
     lost: Option<Generation>,
-    /// Set when a writer takes the sealed file back, for those who read it meanwhile.
-    taken: Arc<AtomicBool>,
+    /// What it is known to be once it is closed, for those who read it.
+    seal: Arc<closed::Seal>,
 }
 
 /// The version of an inode that the namespace knows.
@@ -92,7 +94,7 @@ impl Entry {
             progress: Progress::new(),
             idle: false,
             lost: None,
-            taken: Arc::default(),
+            seal: Arc::default(),
         }
     }
 
@@ -190,6 +192,8 @@ pub struct Spool {
     condemned: lasting::Condemned,
     spares: spares::Spares,
     keepsakes: keepsakes::Keepsakes,
+    /// A worker has met damage here.
+    has_damage: AtomicBool,
 }
 
 impl Spool {
@@ -202,6 +206,7 @@ impl Spool {
             changed: Notify::new(),
             condemned: lasting::Condemned::default(),
             keepsakes: keepsakes::Keepsakes::default(),
+            has_damage: AtomicBool::new(false),
         }
     }
 
@@ -251,7 +256,7 @@ impl Spool {
     }
 
     /// Opens a sealed file for reading. `None` when there is no spool file, or only one older than what the namespace knows.
-    pub fn open_sealed(&self, ino: Ino, known: Known) -> io::Result<Option<Arc<File>>> {
+    pub fn open_sealed(&self, ino: Ino, known: Known) -> io::Result<Option<ReadFile>> {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(&ino) else {
             return Ok(None);
@@ -259,8 +264,9 @@ impl Spool {
         if !entry.serves(known) {
             return Ok(None);
         }
-        let file = Arc::new(File::open(self.path(ino, entry.generation))?);
-        Ok(Some(file))
+        let file = File::open(self.path(ino, entry.generation))?;
+        let closed = ClosedFile::new(file, entry.seal.clone());
+        Ok(Some(ReadFile::Closed(Arc::new(closed))))
     }
 
     /// Whether [`Spool::open_sealed`] finds a file.
@@ -351,7 +357,13 @@ impl Spool {
     pub fn set_sealed_mtime(&self, ino: Ino, time: Time) -> io::Result<()> {
         let entries = self.entries.lock();
         match entries.get(&ino) {
-            Some(entry) => disk::set_mtime(&File::open(self.path(ino, entry.generation))?, time),
+            Some(entry) => {
+                disk::set_mtime(&File::open(self.path(ino, entry.generation))?, time)?;
+                match entry.seal.is_noted() && entry.stage != Stage::Writing {
+                    true => self.put_hash(ino, entry),
+                    false => Ok(()),
+                }
+            }
             None => Ok(()),
         }
     }

@@ -4,9 +4,8 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use super::{Entry, Freeze, Known, Progress, Spool, Stage, TakeBack};
+use super::{Entry, Freeze, Known, Progress, Spool, Stage, TakeBack, closed};
 use crate::content::lease::has_no_writer;
 use crate::types::{Generation, Ino, Time};
 use crate::windows;
@@ -73,7 +72,11 @@ impl Spool {
                 // A publication that was cancelled late has made it read-only already.
                 let mode = meta.mode() & 0o7777 | 0o600;
                 std::fs::set_permissions(&path, Permissions::from_mode(mode))?;
-                Arc::new(OpenOptions::new().read(true).write(true).open(&path)?)
+                let file = OpenOptions::new().read(true).write(true).open(&path)?;
+                if entry.seal.is_noted() {
+                    closed::forget(&file)?;
+                }
+                Arc::new(file)
             }
         };
         if entry.stage != Stage::Writing {
@@ -85,7 +88,7 @@ impl Spool {
             entry.since = Time::now();
             entry.progress = Progress::new();
             entry.idle = false;
-            std::mem::take(&mut entry.taken).store(true, Ordering::Release);
+            std::mem::take(&mut entry.seal).take();
         }
         entry.file = Arc::downgrade(&file);
         if outdated {
@@ -183,7 +186,9 @@ impl Spool {
                 let path = self.path(ino, generation);
                 // Only what was published: that outlasts the power already.
                 match stage {
-                    Stage::Publishing => retired = self.spares.retire(&path),
+                    Stage::Publishing if !entry.seal.is_noted() => {
+                        retired = self.spares.retire(&path);
+                    }
                     _ => drop(std::fs::remove_file(path)),
                 }
                 entries.remove(&ino);

@@ -12,6 +12,7 @@ fn spool() -> (tempfile::TempDir, Spool) {
 
 const INO: Ino = Ino(7);
 const G1: Generation = Generation(1);
+const G2: Generation = Generation(2);
 
 fn here(generation: Generation) -> Known {
     Known {
@@ -254,7 +255,9 @@ fn what_goes_is_kept_for_others_within_bounds() {
     };
     let lent = |ino: u64, generation| {
         let lent = spool.lend(Ino(ino), generation).unwrap()?;
-        Some(std::io::read_to_string(lent.file).unwrap())
+        let mut bytes = vec![0; lent.size().unwrap() as usize];
+        lent.read_at(&mut bytes, 0).unwrap();
+        Some(String::from_utf8(bytes).unwrap())
     };
     close(1, b"alone");
     spool.discard(Ino(1));
@@ -301,4 +304,113 @@ fn what_goes_is_kept_for_others_within_bounds() {
     let found = spool.scan().unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].ino, found[0].generation), (Ino(4), Generation(2)));
+}
+
+fn digest_of(bytes: &[u8]) -> crate::content::sums::Digest {
+    let mut digester = crate::content::sums::Digester::default();
+    digester.update(bytes);
+    digester.finish()
+}
+
+/// A file that was closed, hashed, and has to wait.
+fn waiting(spool: &Spool, bytes: &[u8]) {
+    let file = spool.create(INO, G1).unwrap();
+    (&*file).write_all(bytes).unwrap();
+    spool.seal(INO);
+    assert!(spool.set_digest(INO, G1, digest_of(bytes)).unwrap());
+    spool.note_hash(INO, G1);
+}
+
+/// What a later daemon finds in the spool.
+fn found_later(dir: &tempfile::TempDir) -> Spool {
+    let spool = Spool::new(dir.path().to_owned(), dir.path().to_owned());
+    for found in spool.scan().unwrap() {
+        spool.restore(&found, Vec::new());
+    }
+    spool
+}
+
+fn read(spool: &Spool, known: Known) -> io::Result<Vec<u8>> {
+    let file = spool.open_sealed(INO, known)?.unwrap();
+    let mut bytes = vec![0; file.metadata()?.len() as usize];
+    file.read_full(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+#[test]
+fn damage_shows_and_is_told_from_what_is_written() {
+    let (dir, spool) = spool();
+    waiting(&spool, b"one");
+    let path = spool.path(INO, G1);
+    let before = spool.open_sealed(INO, here(G1)).unwrap().unwrap();
+    // Another bit of the same length at the same time.
+    let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+    std::fs::write(&path, b"onf").unwrap();
+    File::open(&path).unwrap().set_modified(time).unwrap();
+    assert!(read(&spool, here(G1)).is_err() && spool.is_damaged(INO));
+    let later = found_later(&dir);
+    assert!(read(&later, here(G1)).is_err() && later.is_damaged(INO));
+    assert!(later.contradicts_itself(INO, G1).unwrap());
+    assert!(later.set_digest(INO, G1, digest_of(b"onf")).is_err());
+    // Whoever writes it makes another version of it, also to those who have the one before open.
+    let TakeBack::Writing(G2, file) = spool.take_back(INO, here(G1)).unwrap() else {
+        panic!("not given back");
+    };
+    (&*file).write_all(b"two").unwrap();
+    let mut bytes = [0; 3];
+    before.read_full(0, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"two");
+    drop(file);
+    spool.seal(INO);
+    assert_eq!(read(&spool, here(G2)).unwrap(), b"two");
+    assert!(spool.set_digest(INO, G2, digest_of(b"two")).unwrap());
+    assert!(!spool.set_digest(INO, G1, digest_of(b"one")).unwrap());
+}
+
+/// A program that restores a file's times after writing to it is nobody's damage.
+#[test]
+fn what_is_written_to_forgets_its_hash() {
+    let (dir, spool) = spool();
+    waiting(&spool, b"one");
+    let time = Time(5_000_000_000);
+    spool.set_sealed_mtime(INO, time).unwrap();
+    for spool in [&spool, &found_later(&dir)] {
+        assert_eq!(read(spool, here(G1)).unwrap(), b"one");
+        assert!(spool.waited(INO, Time(i64::MAX)).unwrap().is_some());
+    }
+    let later = found_later(&dir);
+    let TakeBack::Writing(G2, file) = later.take_back(INO, here(G1)).unwrap() else {
+        panic!("not given back");
+    };
+    (&*file).write_all(b"two").unwrap();
+    disk::set_mtime(&file, time).unwrap();
+    drop(file);
+    let latest = found_later(&dir);
+    assert_eq!(read(&latest, here(G2)).unwrap(), b"two");
+    assert!(latest.waited(INO, Time(i64::MAX)).unwrap().is_none());
+}
+
+#[test]
+fn a_hash_stays_with_what_it_was_of() {
+    let (dir, spool) = spool();
+    waiting(&spool, b"one");
+    assert_eq!(spool.freeze(INO, G1), Some(Freeze::Share));
+    spool.finish(INO, G1);
+    // Not used again, since it says what it was.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    spool.keep_for_others();
+    waiting(&spool, b"one");
+    let path = spool.path(INO, G1);
+    spool.discard(INO);
+    assert!(!path.exists());
+    let lent = spool.lend(INO, G1).unwrap().unwrap();
+    let mut bytes = [0; 3];
+    lent.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"one");
+    waiting(&spool, b"one");
+    spool.keep_aside(INO, Ino(8)).unwrap();
+    std::fs::remove_file(spool.path(INO, G1)).unwrap();
+    let taken = spool.take_back(Ino(8), here(G1)).unwrap();
+    assert!(matches!(taken, TakeBack::Shared(_)));
+    assert_eq!(spool.unhashed(9), vec![]);
 }
