@@ -179,7 +179,7 @@ impl Pair<'_> {
             if let (Some(disk), Some(ours)) = (disk, ours) {
                 let (disk, ours) = (disk.file.metadata()?, ours.file.metadata()?);
                 let both = [disk, ours].map(|m| {
-                    let len = m.is_file().then(|| m.len());
+                    let len = m.is_file().then_some(m.len());
                     (len, m.nlink(), m.mode())
                 });
                 check!(both[0] == both[1], "open file after {op:?}: {both:?}");
