@@ -1,5 +1,5 @@
 //! The seams to what keeps content, order and locks. Each has an embedded and a cluster side, and one suite of contract
-//! tests (`tests/contract.rs`) holds both sides to the same promises.
+//! tests (`tests/contract/`) holds both sides to the same promises.
 //!
 //! Only this room names a MongoDB or an etcd type. [`open`] is the one place that picks a side from the configuration;
 //! callers never ask which one they got. A namespace log exists only in a cluster: in embedded mode the local commit

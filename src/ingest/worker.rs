@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
@@ -116,7 +116,11 @@ impl Ingest {
         let Ok(_turn) = self.hashing_ahead.try_lock() else {
             return;
         };
+        let begun = Instant::now();
         for (ino, generation) in self.spool.unhashed(HASHED_AHEAD) {
+            if begun.elapsed() > PROBE {
+                return;
+            }
             let job = Job {
                 ino,
                 generation,

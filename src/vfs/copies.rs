@@ -26,6 +26,9 @@ const MOST: usize = 8;
 const QUIET: Duration = Duration::from_millis(50);
 /// The same where the kernel writes by itself: times move when a write(2) begins, and nothing shows that it has ended.
 const QUIET_KERNEL: Duration = Duration::from_millis(100);
+/// The same for what was written since the last sync, which a program can be in the middle of: others have what was synced,
+/// until it is plain that no more comes.
+const QUIET_UNSYNCED: Duration = Duration::from_millis(500);
 /// How long such a moment is waited for.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -93,6 +96,9 @@ impl Vfs {
             return Ok(Tried::Unquiet);
         }
         if !is_untouched(open, &transition, &before) {
+            if !is_quiet(&before, QUIET_UNSYNCED) {
+                return Ok(Tried::Unquiet);
+            }
             self.acknowledge_file(open, &file, &mut transition, Commitment::Committed)
                 .await?;
             return Ok(Tried::Refused);
