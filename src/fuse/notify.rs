@@ -78,6 +78,8 @@ impl Echoes {
 
 #[derive(Default)]
 struct Pending {
+    /// There is a kernel to be told.
+    mounted: bool,
     changes: HashSet<Change>,
     pages: HashSet<Ino>,
     /// Pages that the kernel is being told of now.
@@ -115,6 +117,9 @@ impl Invalidations {
             return;
         }
         let mut pending = self.0.pending.lock();
+        if !pending.mounted {
+            return;
+        }
         let before = pending.changes.len();
         for effect in effects {
             let change = match effect {
@@ -146,14 +151,11 @@ impl Invalidations {
         }
     }
 
-    /// Drops what was noted before there was a mount: the kernel knows nothing yet. Telling it all the same can make it
-    /// drop the answer to its first look at the root, and then the root belongs to nobody who could use it.
-    pub fn clear(&self) {
-        self.0.tell(|pending| {
-            pending.changes.clear();
-            pending.pages.clear();
-            pending.told = pending.noted;
-        });
+    /// From now on there is a mount. What was noted before was dropped, be it of a million names of a tree that was joined:
+    /// the kernel knows nothing yet. Telling it all the same can make it drop the answer to its first look at the root,
+    /// and then the root belongs to nobody who could use it.
+    pub fn begin(&self) {
+        self.0.pending.lock().mounted = true;
     }
 
     /// Returns when the kernel knows all that was noted before of names and attributes, and of the pages of `ino`; after
@@ -265,5 +267,23 @@ impl Invalidations {
     pub fn close(&self) {
         self.0.tell(|pending| pending.closed = true);
         self.0.wake.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_tree_that_is_joined_is_not_noted_name_by_name() {
+        let told = Invalidations::default();
+        let effect = [Effect::Attributes(Ino(5))];
+        told.note(Origin::Remote, &effect);
+        assert!(told.0.pending.lock().changes.is_empty());
+        told.begin();
+        told.note(Origin::Kernel, &effect);
+        assert!(told.0.pending.lock().changes.is_empty());
+        told.note(Origin::Remote, &effect);
+        assert_eq!(told.0.pending.lock().changes.len(), 1);
     }
 }

@@ -89,7 +89,7 @@ pub fn mount(
         strict: options.strict,
         invalidations: invalidations.clone(),
     };
-    invalidations.clear();
+    invalidations.begin();
     let mut session = Session::new(adapter, mountpoint, &config)?;
     let unmounter = session.unmount_callable();
     let (notifier, changes) = (session.notifier(), invalidations.clone());
