@@ -7,6 +7,7 @@ use std::fs::Metadata;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::SeekFrom;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,11 +25,11 @@ pub(super) const MOST_BYTES: u64 = 8 << 20;
 const MOST: usize = 8;
 /// For how long nobody may have written to it. A later write then shows in its times, however coarse these are.
 const QUIET: Duration = Duration::from_millis(50);
-/// The same where the kernel writes by itself: times move when a write(2) begins, and nothing shows that it has ended.
+/// The same where the kernel writes by itself.
 const QUIET_KERNEL: Duration = Duration::from_millis(100);
 /// The same for what was written since the last sync, which a program can be in the middle of: others have what was synced,
 /// until it is plain that no more comes.
-const QUIET_UNSYNCED: Duration = Duration::from_millis(500);
+const QUIET_UNSYNCED: Duration = Duration::from_secs(2);
 /// How long such a moment is waited for.
 const MOMENT: Duration = Duration::from_secs(1);
 
@@ -109,6 +110,8 @@ impl Vfs {
             if flushed {
                 // From then on what is written through a mapping shows in its times, too.
                 source.sync_data()?;
+                // Times move when a write(2) begins, and a busy disk can hold it up then. This waits for its end.
+                let _ = rustix::fs::seek(&*source, SeekFrom::Hole(0));
             }
             let mut bytes = vec![0; source.metadata()?.len().min(MOST_BYTES) as usize];
             let len = disk::read_full(&source, 0, &mut bytes)?;
