@@ -22,7 +22,7 @@ mod worker;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
@@ -72,8 +72,8 @@ pub struct Ingest {
     in_flight: Mutex<HashSet<(Ino, Generation)>>,
     busy: AtomicUsize,
     large: large::Lane,
-    /// One worker hashes ahead.
-    hashing_ahead: tokio::sync::Mutex<()>,
+    /// One worker hashes ahead, and not before this.
+    hashing_ahead: tokio::sync::Mutex<Option<Instant>>,
     stop: watch::Sender<bool>,
     durable: durable::Barrier,
     unjudged: Mutex<recovery::Unjudged>,

@@ -113,11 +113,17 @@ impl Ingest {
 
     /// What has to wait is hashed all the same, so that damage shows that it takes meanwhile.
     async fn hash_ahead(&self) {
-        let Ok(_turn) = self.hashing_ahead.try_lock() else {
+        let Ok(mut rest) = self.hashing_ahead.try_lock() else {
             return;
         };
         let begun = Instant::now();
-        for (ino, generation) in self.spool.unhashed(HASHED_AHEAD) {
+        if rest.is_some_and(|rest| begun < rest) {
+            return;
+        }
+        let unhashed = self.spool.unhashed(HASHED_AHEAD);
+        // Of a million that wait, most are hashed, and the search keeps writers from the spool.
+        *rest = Some(Instant::now() + 20 * begun.elapsed());
+        for (ino, generation) in unhashed {
             if begun.elapsed() > PROBE {
                 return;
             }

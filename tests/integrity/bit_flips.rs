@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::common::files::{bytes, files_below, seed, write_closed};
+use crate::common::files::{bytes, files_below, seed, sha256, write_closed, xattr};
 use crate::common::mount::Mount;
 use crate::common::run::{counted, eventually};
 use crate::damage::{flip, is_eio, run};
@@ -224,6 +224,8 @@ fn in_the_spool() {
         }
         for (n, path) in damaged.iter().enumerate() {
             is_eio(fs::read(m.at(path)));
+            let told = xattr(&m.at(path), "user.oncefs.sha256");
+            assert_eq!(told, Some(sha256(&expected[*path])), "{path}");
             write_closed(&m.at(format!("{dir}/same{n}")), &expected[*path]).unwrap();
         }
         m.wait_spool_empty();

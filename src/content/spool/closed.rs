@@ -79,6 +79,11 @@ impl Seal {
         self.digest.get().map(|d| d.hash).or(self.noted)
     }
 
+    /// Whether hashing it would say something new.
+    fn is_judged(&self) -> bool {
+        self.digest.get().is_some() || self.damaged.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_noted(&self) -> bool {
         self.is_noted.load(Ordering::Relaxed)
     }
@@ -265,9 +270,9 @@ impl Spool {
         let mut entries = self.entries.lock();
         match entries.get_mut(&ino) {
             Some(entry) if entry.generation == generation && entry.stage != Stage::Writing => {
-                let progress = &mut entry.progress;
-                progress.hash.get_or_insert(digest.hash);
                 let as_before = entry.seal.hashed(digest);
+                // What was closed, not what became of it.
+                entry.progress.hash = entry.seal.hash();
                 if as_before.is_err() {
                     self.has_damage.store(true, Ordering::Relaxed);
                 }
@@ -337,12 +342,12 @@ impl Spool {
         Ok(digest.is_some_and(|d| d.hash != hash) && noted(&file)? == Noted::Hash(hash))
     }
 
-    /// Up to `limit` closed files that nobody has hashed.
+    /// Up to `limit` closed files that nobody has hashed since the start.
     pub fn unhashed(&self, limit: usize) -> Vec<(Ino, Generation)> {
         let entries = self.entries.lock();
         let unhashed = entries
             .iter()
-            .filter(|(_, e)| e.stage == Stage::Sealed && e.seal.digest.get().is_none());
+            .filter(|(_, e)| e.stage == Stage::Sealed && !e.seal.is_judged());
         unhashed
             .take(limit)
             .map(|(ino, e)| (*ino, e.generation))
