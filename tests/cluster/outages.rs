@@ -194,7 +194,10 @@ fn what_waits_for_mongodb_is_not_taken_for_another_content() {
     }
     for node in [&a, &b] {
         for (n, (name, content)) in files.iter().enumerate() {
-            becomes(BACK, true, || node.at(name).exists());
+            // It is made, and then closed, where that is told of now as well.
+            becomes(BACK, Some(content.len() as u64), || {
+                Some(fs::metadata(node.at(name)).ok()?.len())
+            });
             match fs::read(node.at(name)) {
                 Ok(read) => assert!(read == *content, "{name}"),
                 Err(e) => assert!(n > 0 && e.raw_os_error() == Some(libc::EIO), "{name}: {e}"),
