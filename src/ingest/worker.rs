@@ -34,6 +34,10 @@ const BATCH_BYTES: u64 = 8 << 20;
 const GATHER: Duration = Duration::from_millis(15);
 /// How often a store that does not answer is asked whether it is back.
 const PROBE: Duration = Duration::from_millis(500);
+/// How often it is looked whether somebody has stored what was damaged here.
+const HEALED_WITHIN: Duration = Duration::from_secs(5);
+/// Every how many times the damaged file itself is read again.
+const REREAD: u32 = 16;
 /// How many files are hashed between two such questions.
 const HASHED_AHEAD: usize = 1024;
 /// Up to this size a file is hashed on the spot; a larger one where it may block.
@@ -221,7 +225,11 @@ impl Ingest {
             self.wait_for_store(job, &e);
             return;
         }
-        let pause = Duration::from_millis(250 << job.failures.min(8)).min(Duration::from_secs(30));
+        let longest = match e {
+            StoreError::Damaged(_) => HEALED_WITHIN,
+            _ => Duration::from_secs(30),
+        };
+        let pause = Duration::from_millis(250 << job.failures.min(8)).min(longest);
         // Whoever removed it may put it back.
         let e = match self.spool.is_missing(job.ino) {
             true => StoreError::Missing(self.spool.path(job.ino, job.generation)),
@@ -352,6 +360,12 @@ impl Ingest {
 
     async fn store(&self, worker: &str, job: Job) -> Result<(), StoreError> {
         let inode = self.wanted(job).await?;
+        // Others may have brought it meanwhile. Only now and then it is worth hashing again.
+        if let Some(hash) = self.spool.damaged(job.ino)
+            && !job.failures.is_multiple_of(REREAD)
+        {
+            return self.heal(job, &inode, &hash).await;
+        }
         let Digest { hash, size, sums } = match self.hash(job).await {
             Err(StoreError::Damaged(hash)) => return self.heal(job, &inode, &hash).await,
             hashed => hashed?,

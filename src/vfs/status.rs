@@ -87,7 +87,7 @@ impl Vfs {
             Stage::Sealed if self.spool.is_missing(ino) => {
                 Some(FileStatus::lost(progress.hash, missing_in_spool()))
             }
-            Stage::Sealed if self.spool.is_damaged(ino) => {
+            Stage::Sealed if self.spool.damaged(ino).is_some() => {
                 let why = "its bytes on this disk are not those that were closed; the next file with the same heals it";
                 Some(FileStatus::lost(progress.hash, why.into()))
             }

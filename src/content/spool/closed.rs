@@ -295,11 +295,12 @@ impl Spool {
         damaged.map(|(ino, e)| (*ino, e.generation)).collect()
     }
 
-    /// Whether what waits is known not to be what was closed.
-    pub fn is_damaged(&self, ino: Ino) -> bool {
+    /// Which content was closed, where what waits is known not to be that.
+    pub fn damaged(&self, ino: Ino) -> Option<ContentHash> {
         let entries = self.entries.lock();
-        let damaged = |seal: &Seal| seal.damaged.load(Ordering::Relaxed);
-        entries.get(&ino).is_some_and(|e| damaged(&e.seal))
+        let seal = &entries.get(&ino)?.seal;
+        let damaged = seal.damaged.load(Ordering::Relaxed);
+        seal.hash().filter(|_| damaged)
     }
 
     /// Puts the hash of a file that has to wait on the disk. It only makes damage show, so where it cannot be kept, nothing
