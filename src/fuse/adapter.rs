@@ -136,6 +136,10 @@ impl Filesystem for Adapter {
         self.at_head(move |head| {
             let found = head.and_then(|()| this.vfs.lookup(ino(parent), &name));
             windows::LOOKUP.passed();
+            if let Ok(attr) = &found {
+                this.invalidations
+                    .note_answer(ino(parent), name, attr.inode.ino);
+            }
             reply_entry(reply, this.ttl(), "lookup", found);
         });
     }

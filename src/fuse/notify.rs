@@ -8,15 +8,18 @@
 //! The kernel drops what it is told of an inode or a name that it does not know. But it may have asked, and the answer, from
 //! before the change, be on its way: that one it would believe for as long as the answer says. So everything is told
 //! again, after each of [`AGAIN`]. But for names of directories: being told of a name the kernel takes it away from whoever
-//! works in there, and its getcwd(2) fails; by then somebody may.
+//! works in there, and its getcwd(2) fails. So it is not told of one that was looked up since the change, and not told again
+//! but of one whose answer was of before it.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Notifier};
+use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 use tracing::debug;
@@ -90,6 +93,18 @@ struct Pending {
     closed: bool,
 }
 
+/// What the kernel was last told that a name stands for, of the names that it asked for lately.
+struct Answered(Mutex<LruCache<(Ino, Vec<u8>), Ino>>);
+
+/// Of how many names that is known.
+const ANSWERED: NonZeroUsize = NonZeroUsize::MIN.saturating_add((4 << 10) - 1);
+
+impl Default for Answered {
+    fn default() -> Self {
+        Answered(Mutex::new(LruCache::new(ANSWERED)))
+    }
+}
+
 /// Where changes wait for the threads that tell the kernel.
 #[derive(Clone, Default)]
 pub struct Invalidations(Arc<Shared>);
@@ -97,6 +112,7 @@ pub struct Invalidations(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     pending: Mutex<Pending>,
+    answered: Answered,
     /// Wakes the threads.
     wake: Condvar,
     /// Fires when the kernel was told of something.
@@ -181,9 +197,28 @@ impl Invalidations {
         let _ = tokio::time::timeout(PATIENCE, told).await;
     }
 
-    /// Tells the kernel of names and attributes until [`Invalidations::close`].
-    /// `is_directory` says what a name stands for now.
-    pub fn run(&self, notifier: &Notifier, is_directory: impl Fn(Ino, &[u8]) -> bool) {
+    /// Notes that the kernel is about to be answered that a name stands for this inode.
+    pub fn note_answer(&self, parent: Ino, name: Vec<u8>, ino: Ino) {
+        self.0.answered.0.lock().put((parent, name), ino);
+    }
+
+    /// Whether the kernel was last answered that the name stands for this; `None` where that is not known.
+    fn is_answered(&self, parent: Ino, name: &[u8], ino: Ino) -> Option<bool> {
+        let mut answered = self.0.answered.0.lock();
+        let last = answered.get(&(parent, name.to_vec()))?;
+        Some(*last == ino)
+    }
+
+    /// Tells the kernel of names and attributes until [`Invalidations::close`]. `directory` says which directory a name
+    /// stands for now, if it is one's.
+    pub fn run(&self, notifier: &Notifier, directory: impl Fn(Ino, &[u8]) -> Option<Ino>) {
+        let known = |change: &Change| match change {
+            Change::Entry(parent, name) => {
+                let ino = directory(*parent, name)?;
+                Some(self.is_answered(*parent, name, ino))
+            }
+            Change::Attributes(_) | Change::Content(_) => None,
+        };
         let mut echoes = Echoes::default();
         loop {
             let (changes, noted) = {
@@ -203,18 +238,19 @@ impl Invalidations {
                 }
                 (std::mem::take(&mut pending.changes), pending.noted)
             };
+            // Tests hold it up.
+            fail::fail_point!("tell");
             for change in changes {
-                self.tell_of(notifier, &change);
+                if known(&change) != Some(Some(true)) {
+                    self.tell_of(notifier, &change);
+                }
                 echoes.add(0, &change);
             }
             self.0.tell(|pending| pending.told = noted);
             for (round, change) in echoes.take_due() {
-                if let Change::Entry(parent, name) = &change
-                    && is_directory(*parent, name)
-                {
-                    continue;
+                if matches!(known(&change), None | Some(Some(false))) {
+                    self.tell_of(notifier, &change);
                 }
-                self.tell_of(notifier, &change);
                 echoes.add(round, &change);
             }
         }

@@ -99,7 +99,7 @@ pub fn mount(
     let (notifier, changes) = (session.notifier(), invalidations.clone());
     std::thread::Builder::new()
         .name("fuse-notify".into())
-        .spawn(move || changes.run(&notifier, |dir, name| vfs.is_directory(dir, name)))?;
+        .spawn(move || changes.run(&notifier, |dir, name| vfs.directory_at(dir, name)))?;
     let thread = std::thread::Builder::new()
         .name("fuse".into())
         .spawn(move || {

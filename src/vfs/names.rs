@@ -95,10 +95,10 @@ impl Vfs {
         self.with_overlay(inode)
     }
 
-    /// Whether `name` names a directory in `parent`.
-    pub fn is_directory(&self, parent: Ino, name: &[u8]) -> bool {
-        let inode = self.tree.read(|q| q.lookup(parent, name));
-        inode.is_ok_and(|inode| inode.is_dir())
+    /// The directory that `name` names in `parent`, if it names one.
+    pub fn directory_at(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
+        let inode = self.tree.read(|q| q.lookup(parent, name)).ok()?;
+        inode.is_dir().then_some(inode.ino)
     }
 
     /// Makes a directory, symbolic link, fifo, socket, device, or an empty file that nobody has open.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::Cluster;
 use crate::common::files::{names, write_closed, xattr};
+use crate::common::mount::Mount;
 use crate::common::run::becomes;
 
 /// How soon the other node sees a change. The machine may have other work.
@@ -137,18 +138,45 @@ fn regression_an_answer_that_a_change_overtook_is_not_believed_for_long() {
     assert_eq!(fs::read(b.at("f")).unwrap(), b"changed");
 }
 
-/// Being told of a directory's name, the kernel takes it away from those who work in there.
+/// The same where it was a directory, and another took its place.
 #[test]
-fn regression_a_new_directory_stays_a_working_directory() {
+fn a_directory_that_took_the_place_of_another_is_seen() {
     let cluster = Cluster::shared();
     let (a, b) = (cluster.node(), cluster.node());
     fs::create_dir(a.at("d")).unwrap();
     becomes(SOON, true, || b.at("d").is_dir());
-    let program = std::process::Command::new("sh")
-        .args(["-c", "sleep 4; readlink /proc/self/cwd"])
-        .current_dir(b.at("d"))
-        .output()
-        .unwrap();
-    let there = String::from_utf8(program.stdout).unwrap();
-    assert_eq!(there.trim_end(), b.at("d").to_str().unwrap());
+    let inode = |m: &Mount| fs::metadata(m.at("d")).map(|meta| meta.ino()).ok();
+    let old = inode(&a);
+    b.kill9();
+    assert!(b.try_remount(&[("FAILPOINTS", "lookup=sleep(600)")]));
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| inode(&b));
+        std::thread::sleep(Duration::from_millis(150));
+        fs::remove_dir(a.at("d")).unwrap();
+        fs::create_dir(a.at("d")).unwrap();
+        // Else it came too late, and nothing was overtaken.
+        assert_eq!(asked.join().unwrap(), old);
+    });
+    becomes(Duration::from_secs(10), inode(&a), || inode(&b));
+}
+
+/// Being told of a directory's name, the kernel takes it away from those who work in there: not again, and not when the
+/// telling comes late.
+#[test]
+fn regression_a_new_directory_stays_a_working_directory() {
+    let cluster = Cluster::shared();
+    let (a, b) = (cluster.node(), cluster.node());
+    b.kill9();
+    assert!(b.try_remount(&[("FAILPOINTS", "tell=sleep(300)")]));
+    for name in ["d", "e"] {
+        fs::create_dir(a.at(name)).unwrap();
+        becomes(SOON, true, || b.at(name).is_dir());
+        let program = std::process::Command::new("sh")
+            .args(["-c", "sleep 4; readlink /proc/self/cwd"])
+            .current_dir(b.at(name))
+            .output()
+            .unwrap();
+        let there = String::from_utf8(program.stdout).unwrap();
+        assert_eq!(there.trim_end(), b.at(name).to_str().unwrap());
+    }
 }
