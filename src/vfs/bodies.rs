@@ -31,15 +31,20 @@ impl Vfs {
 
     /// Asks for the present spool file, and waits while a worker publishes it.
     pub(super) async fn take_back(&self, open: &Arc<OpenInode>, inode: &Inode) -> Result<TakeBack> {
-        // What is written now would make damage pass for content.
-        let long_ago = Time(Time::now().0.saturating_sub(FRESH.as_nanos() as i64));
-        if let Some(closed) = self.spool.waited(open.ino, long_ago)? {
-            blocking(move || closed.check_range(0, u64::MAX)).await?;
-        }
         loop {
             let changed = self.spool.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
+            // What is written now would make damage pass for content.
+            let long_ago = Time(Time::now().0.saturating_sub(FRESH.as_nanos() as i64));
+            match self.spool.waited(open.ino, long_ago) {
+                Ok(Some(closed)) => blocking(move || closed.check_range(0, u64::MAX)).await?,
+                Ok(None) => {}
+                Err(_) if self.spool.is_missing(open.ino) => {
+                    return Err(VfsError::Lost(open.ino.0));
+                }
+                Err(e) => return Err(e.into()),
+            }
             match self.spool.take_back(open.ino, self.known(inode)) {
                 Ok(TakeBack::Busy) => changed.await,
                 Ok(other) => return Ok(other),

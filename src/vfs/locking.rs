@@ -31,7 +31,7 @@ const UNSEEN: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
 /// A lock whose last close(2) has been answered goes a moment later, when the kernel says so: how long that is waited
 /// for, and how long after a close(2) it is expected.
-const CLOSING: Duration = Duration::from_millis(250);
+const CLOSING: Duration = Duration::from_secs(1);
 const CLOSED_LATELY: Duration = Duration::from_secs(1);
 
 /// The locks of the handles that are open, as this node believes to hold them.

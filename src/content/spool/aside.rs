@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use super::closed::Seal;
 use super::stages::NONE;
-use super::{Entry, Spool, Stage};
+use super::{ClosedFile, Entry, Spool, Stage};
 use crate::content::lease::has_no_writer;
 use crate::content::{disk, verified::ReadFile};
 use crate::types::{Generation, Ino};
@@ -14,12 +15,12 @@ impl Spool {
     /// Makes `to` have the bytes of `from`, as its first generation, sealed and lasting. Its inode need not be there yet.
     /// True when they are those of a closed version; false when a program is writing them, so that they are a mix.
     pub fn keep_aside(&self, from: Ino, to: Ino) -> io::Result<bool> {
-        let (stage, generation, file) = self.open_held(from)?;
+        let (stage, generation, file, seal) = self.open_held(from)?;
         // On a full disk there is no room for a second file, and one with two names is as good.
         if stage == Stage::Sealed && self.link_aside(from, generation, &file, to)? {
             return Ok(true);
         }
-        let copied = self.copy_aside(&file, to);
+        let copied = self.copy_aside(&file, seal, to);
         if copied.is_err() {
             self.discard(to);
         }
@@ -28,11 +29,11 @@ impl Spool {
     }
 
     /// Opens what there is of an inode under the name that it has now.
-    fn open_held(&self, ino: Ino) -> io::Result<(Stage, Generation, Arc<File>)> {
+    fn open_held(&self, ino: Ino) -> io::Result<(Stage, Generation, File, Arc<Seal>)> {
         let entries = self.entries.lock();
         let entry = entries.get(&ino).ok_or(io::ErrorKind::NotFound)?;
         let file = File::open(self.path(ino, entry.generation))?;
-        Ok((entry.stage, entry.generation, Arc::new(file)))
+        Ok((entry.stage, entry.generation, file, entry.seal.clone()))
     }
 
     /// Gives a closed version that nobody can write to a second name. False when it cannot have one.
@@ -69,9 +70,10 @@ impl Spool {
         Ok(true)
     }
 
-    fn copy_aside(&self, source: &Arc<File>, to: Ino) -> io::Result<()> {
+    fn copy_aside(&self, source: &File, seal: Arc<Seal>, to: Ino) -> io::Result<()> {
         let mtime = disk::mtime(&source.metadata()?);
-        let copy = self.create_from(to, Generation(1), &ReadFile::Plain(source.clone()))?;
+        let closed = ClosedFile::new(source.try_clone()?, seal);
+        let copy = self.create_from(to, Generation(1), &ReadFile::Closed(Arc::new(closed)))?;
         disk::set_mtime(&copy, mtime)?;
         self.sync(to, &copy, false)?;
         self.seal(to);

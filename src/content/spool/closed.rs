@@ -88,6 +88,16 @@ impl Seal {
         self.is_noted.load(Ordering::Relaxed)
     }
 
+    /// An error where hashing it again would say what it said before. Only a worker does so, now and then.
+    fn known_damage(&self) -> io::Result<()> {
+        match self.noted {
+            Some(noted) if self.damaged.load(Ordering::Relaxed) && !self.is_taken() => {
+                Err(io::Error::other(Damaged(noted)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The whole file was hashed. An error when it was something else before.
     fn hashed(&self, digest: Digest) -> io::Result<()> {
         if let Some(before) = self.hash().filter(|before| *before != digest.hash) {
@@ -141,10 +151,12 @@ impl ClosedFile {
         if self.is_prepared() {
             return Ok(());
         }
+        self.seal.known_damage()?;
         let _turn = self.seal.judging.lock();
         if self.is_prepared() {
             return Ok(());
         }
+        self.seal.known_damage()?;
         match disk::hash(&self.file, || !self.is_taken())? {
             Some(digest) if !self.is_taken() => self.seal.hashed(digest),
             // Nobody knows any more what it was.
@@ -184,7 +196,14 @@ impl ClosedFile {
 
     /// Reads a range and checks it.
     pub fn check_range(&self, mut at: u64, end: u64) -> io::Result<()> {
-        let end = end.min(self.size()?);
+        let size = self.size()?;
+        if let Some(digest) = self.seal.digest.get()
+            && digest.size != size
+            && !self.is_taken()
+        {
+            return Err(io::Error::other(Damaged(digest.hash)));
+        }
+        let end = end.min(size);
         let mut buffer = vec![0; disk::CHUNK.min(end.saturating_sub(at) as usize)];
         while at < end {
             match self.read_at(&mut buffer, at)? {
@@ -362,7 +381,7 @@ impl Spool {
         let Some(entry) = entries.get(&ino) else {
             return Ok(None);
         };
-        let known = entry.stage == Stage::Sealed
+        let known = matches!(entry.stage, Stage::Sealed | Stage::Kept)
             && entry.seal.hash().is_some()
             && (entry.since < before
                 || entry.seal.noted.is_some()
