@@ -167,10 +167,11 @@ impl LockBook {
         !self.of(ino, may_write).is_empty()
     }
 
+    /// Whether a holder is about to have nothing any more: its file was closed, or what it had is being given up.
     fn is_closing(&self, ino: Ino, holder: Holder) -> bool {
-        !self
-            .of(ino, |e| e.holder == holder && e.is_closing())
-            .is_empty()
+        let of_holder = |e: &Entry| e.holder == holder;
+        self.of(ino, of_holder).is_empty()
+            || !self.of(ino, |e| of_holder(e) && e.is_closing()).is_empty()
     }
 
     /// Whether the holder seems to be another one, of the same number, whose file was closed.
@@ -256,7 +257,7 @@ impl Vfs {
                 .is_taken_for_another(ino, request.range.holder, fh)
                 && begun.elapsed() < CLOSING
             {
-                let _ = tokio::time::timeout(CLOSING / 5, given_up).await;
+                let _ = tokio::time::timeout(CLOSING / 20, given_up).await;
                 continue;
             }
             let pause = match locks.attempt(ino, request.range).await {
@@ -270,7 +271,7 @@ impl Vfs {
                         if !soon {
                             return Err(VfsError::Locked);
                         }
-                        let _ = tokio::time::timeout(CLOSING / 5, given_up).await;
+                        let _ = tokio::time::timeout(CLOSING / 20, given_up).await;
                         continue;
                     }
                     futures_util::future::Either::Left(locks.changed(ino, since))
@@ -315,11 +316,16 @@ impl Vfs {
 
     /// The same where the kernel will not ask again.
     async fn end(&self, handle: &Handle, holder: Holder) -> Result<()> {
+        let shown = self.show_at_the_end(handle, holder).await;
+        self.give_up(handle, holder, 0, TO_THE_END, shown).await
+    }
+
+    async fn show_at_the_end(&self, handle: &Handle, holder: Holder) -> Result<()> {
         let shown = self.show_what_was_done(handle, holder).await;
         if shown.is_err() {
             handle.open.note_unshown();
         }
-        self.give_up(handle, holder, 0, TO_THE_END, shown).await
+        shown
     }
 
     async fn give_up(
@@ -371,7 +377,13 @@ impl Vfs {
         for holder in self.locks.leave(ino, fh) {
             // Tests make it take longer.
             fail::fail_point!("unlock");
-            if let Err(e) = self.end(handle, holder).await {
+            let shown = self.show_at_the_end(handle, holder).await;
+            // Meanwhile its number can have become another's, who has the lock now.
+            if !self.locks.leave(ino, fh).contains(&holder) {
+                continue;
+            }
+            let ended = self.give_up(handle, holder, 0, TO_THE_END, shown).await;
+            if let Err(e) = ended {
                 // Nobody is left who could be told.
                 tracing::warn!("inode {ino}: the last close of a handle that had a lock: {e}");
             }
