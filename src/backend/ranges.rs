@@ -16,8 +16,8 @@ pub enum Family {
     Posix,
 }
 
-/// Whose lock. The owner is a number that means something on one node only: the handle where the family is flock(2), else what the
-/// kernel calls the process or the open file description.
+/// Whose lock. The owner is a number that means something on one node only: the handle where the family is flock(2), else
+/// what the kernel calls the process or the open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holder {
     /// Which kind.

@@ -15,7 +15,7 @@ impl Ingest {
         generation: Generation,
         hash: &ContentHash,
         size: u64,
-        (mtime, ctime): (Time, Time),
+        now: Time,
     ) -> Result<bool, StoreError> {
         // Under the lock of the hash nobody removes its bytes.
         let _lock = self.backends.locks.acquire(hash).await?;
@@ -27,10 +27,9 @@ impl Ingest {
             generation,
             node: self.node.clone(),
             size,
-            mtime,
-            ctime,
+            mtime: now,
+            ctime: now,
         };
-        let now = Time::now();
         let commit = Op::Commit {
             ino,
             generation,

@@ -138,7 +138,10 @@ impl Ingest {
             };
             match self.hash(job).await {
                 Ok(_) => self.spool.note_hash(ino, generation),
-                Err(e) => debug!("inode {ino} is not hashed yet: {e}"),
+                Err(e) => {
+                    debug!("inode {ino} is not hashed yet: {e}");
+                    self.spool.put_off(ino, generation);
+                }
             }
         }
     }
@@ -360,16 +363,14 @@ impl Ingest {
 
     async fn store(&self, worker: &str, job: Job) -> Result<(), StoreError> {
         let inode = self.wanted(job).await?;
-        // Others may have brought it meanwhile. Only now and then it is worth hashing again.
-        if let Some(hash) = self.spool.damaged(job.ino)
-            && !job.failures.is_multiple_of(REREAD)
-        {
-            return self.heal(job, &inode, &hash).await;
-        }
-        let Digest { hash, size, sums } = match self.hash(job).await {
-            Err(StoreError::Damaged(hash)) => return self.heal(job, &inode, &hash).await,
-            hashed => hashed?,
+        // No sums: of what is damaged here others may have brought the content.
+        let (hash, size, sums) = match self.hash_or_damage(job).await {
+            Err(StoreError::Damaged(hash)) => (hash, inode.size, None),
+            hashed => hashed.map(|d| (d.hash, d.size, Some(d.sums)))?,
         };
+        if sums.is_none() && self.present(&hash).await?.is_none() {
+            return Err(StoreError::Damaged(hash));
+        }
         windows::HASH.pass()?;
         let inode = self.written_late(job, inode).await?;
         let mut progress = Progress {
@@ -411,6 +412,7 @@ impl Ingest {
                 self.freeze(job)?;
                 (blob, lock, true)
             }
+            Way::Store(_) if sums.is_none() => return Err(StoreError::Damaged(hash)),
             Way::Store(lock) => {
                 record.fence = lock.fence;
                 self.note(&record).await;
@@ -435,7 +437,7 @@ impl Ingest {
             now: Time::now(),
         };
         let committed = self
-            .commit(&hash, &source, &sums, lock.as_ref(), commit)
+            .commit(&hash, &source, sums.as_ref(), lock.as_ref(), commit)
             .await;
         if let Err(e) = committed
             && !self.is_done(job, &hash, &e)
@@ -528,6 +530,14 @@ impl Ingest {
         Ok(())
     }
 
+    /// Hashes what is not known to be damaged, and that now and then.
+    async fn hash_or_damage(&self, job: Job) -> Result<Digest, StoreError> {
+        match self.spool.damaged(job.ino) {
+            Some(hash) if !job.failures.is_multiple_of(REREAD) => Err(StoreError::Damaged(hash)),
+            _ => self.hash(job).await,
+        }
+    }
+
     async fn hash(&self, job: Job) -> Result<Digest, StoreError> {
         let path = self.spool.path(job.ino, job.generation);
         let file = File::open(&path)?;
@@ -559,38 +569,6 @@ impl Ingest {
                 None => e.into(),
             }),
         }
-    }
-
-    /// Gives a file whose bytes were damaged here the content that was closed, if others have stored the same.
-    async fn heal(&self, job: Job, inode: &Inode, hash: &ContentHash) -> Result<(), StoreError> {
-        self.freeze(job)?;
-        let times = (inode.mtime, inode.ctime);
-        let healed = match self.tree.read(|q| q.content(hash)) {
-            Ok(Some(content)) => {
-                self.share(job.ino, job.generation, hash, content.size, times)
-                    .await
-            }
-            Ok(None) => Ok(false),
-            Err(e) => Err(e.into()),
-        };
-        let lasts = match healed {
-            Ok(true) => self.durable.reached(&self.tree, Tree::sync).await,
-            healed => {
-                self.spool.thaw(job.ino, job.generation);
-                return healed.and(Err(StoreError::Damaged(*hash)));
-            }
-        };
-        if let Err(e) = lasts {
-            self.spool.thaw(job.ino, job.generation);
-            return Err(e.into());
-        }
-        self.spool.finish(job.ino, job.generation);
-        self.counters.duplicates.fetch_add(1, Ordering::Relaxed);
-        info!(
-            "inode {}: was damaged here, and has its content from the store",
-            job.ino
-        );
-        Ok(())
     }
 
     fn filename(&self, inode: &Inode) -> String {
@@ -660,7 +638,7 @@ impl Ingest {
         &self,
         hash: &ContentHash,
         source: &Source,
-        sums: &Sums,
+        sums: Option<&Sums>,
         lock: Option<&HashLock>,
         commit: Op,
     ) -> Result<(), StoreError> {
@@ -668,7 +646,9 @@ impl Ingest {
             return Err(StoreError::LockLost);
         }
         windows::ADOPT.pass()?;
-        self.sealed.adopt(hash, source.path(), sums)?;
+        if let Some(sums) = sums {
+            self.sealed.adopt(hash, source.path(), sums)?;
+        }
         self.tree
             .submit(Origin::Node, Commitment::Committed, vec![commit])
             .await?;

@@ -12,7 +12,7 @@ use super::open::{Acknowledged, Body, OpenInode, Standing, Transition};
 use super::patience::enter;
 use super::transfer::blocking;
 use super::{Result, Vfs, VfsError};
-use crate::content::spool::TakeBack;
+use crate::content::spool::{Stage, TakeBack};
 use crate::content::{ReadFile, disk, is_damage};
 use crate::tree::{self, Inode};
 use crate::types::{Generation, Time};
@@ -29,16 +29,28 @@ impl Vfs {
         }
     }
 
-    /// Asks for the present spool file, and waits while a worker publishes it.
-    pub(super) async fn take_back(&self, open: &Arc<OpenInode>, inode: &Inode) -> Result<TakeBack> {
+    /// Asks for the present spool file, and waits while a worker publishes it. `emptied`: nothing of it is to stay.
+    pub(super) async fn take_back(
+        &self,
+        open: &Arc<OpenInode>,
+        inode: &Inode,
+        emptied: bool,
+    ) -> Result<TakeBack> {
         loop {
             let changed = self.spool.changed();
             tokio::pin!(changed);
             changed.as_mut().enable();
             // What is written now would make damage pass for content.
             let long_ago = Time(Time::now().0.saturating_sub(FRESH.as_nanos() as i64));
-            match self.spool.waited(open.ino, long_ago) {
-                Ok(Some(closed)) => blocking(move || closed.check_range(0, u64::MAX)).await?,
+            match self.spool.waited(open.ino, self.known(inode), long_ago) {
+                Ok(Some(_)) if emptied => {}
+                Ok(Some(closed)) => {
+                    let checked = blocking(move || closed.check_range(0, u64::MAX)).await;
+                    // What is stored takes the place of a copy that is only kept.
+                    if !matches!(self.spool.stage(open.ino), Some((Stage::Kept, _))) {
+                        checked?;
+                    }
+                }
                 Ok(None) => {}
                 Err(_) if self.spool.is_missing(open.ino) => {
                     return Err(VfsError::Lost(open.ino.0));
@@ -153,17 +165,19 @@ impl Vfs {
         Ok(())
     }
 
-    /// The file that writes go to: the spool file, copied from the stored content if there is none yet.
+    /// The file that writes go to: the spool file, copied from the stored content if there is none yet. `emptied`: all of it is
+    /// about to be cut off.
     pub(super) async fn writable(
         &self,
         open: &Arc<OpenInode>,
         transition: &mut Transition,
+        emptied: bool,
     ) -> Result<Arc<File>> {
         if let Some(file) = open.spool_file() {
             return Ok(file);
         }
         let inode = self.present(open)?;
-        let taken = self.take_back(open, &inode).await?;
+        let taken = self.take_back(open, &inode, emptied).await?;
         match taken {
             TakeBack::Writing(generation, file) => {
                 self.begin_writing(open, transition, generation, file.clone(), Some(&inode))?;

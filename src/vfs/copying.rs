@@ -71,10 +71,9 @@ impl Vfs {
             Some(file) if file.metadata()?.len() == 0 => transition.generation,
             _ => return Ok(None),
         };
-        let now = Time::now();
         let shared = self
             .ingest
-            .share(target.ino, generation, &hash, size, (now, now))
+            .share(target.ino, generation, &hash, size, Time::now())
             .await;
         match shared {
             Ok(true) => {

@@ -2,8 +2,8 @@
 //!
 //! What a caller may rely on: who gets a lock sees all that was closed, synced or unlocked before by those who had it. So
 //! an unlock that cannot show others what was written is an error, and the lock is held still; where a close ends it all
-//! the same, what was written gives way to what another machine writes next. Whoever waits can be interrupted. A lock that was lost, since this machine could not be heard of for the lifetime of its
-//! lease, makes everything fail with `EIO` that is then done through a handle by which it was taken, until it is taken anew
+//! the same, what was written gives way to what another machine writes next. Whoever waits can be interrupted. A lock that
+//! was lost, since this machine could not be heard of for the lifetime of its lease, makes everything fail with `EIO` that is then done through a handle by which it was taken, until it is taken anew
 //! or given up. What the kernel does by itself meanwhile, such as reading its own pages, is not seen here and does not
 //! fail.
 
@@ -33,6 +33,9 @@ const RETRY: Duration = Duration::from_millis(250);
 /// for, and how long after a close(2) it is expected.
 const CLOSING: Duration = Duration::from_secs(1);
 const CLOSED_LATELY: Duration = Duration::from_secs(1);
+/// How long a lock waits for one that seems to be of an open file description which had its number before. It can also be one
+/// of the same process, of a descriptor that a child of it has closed.
+const TAKEN_OVER: Duration = Duration::from_millis(250);
 
 /// The locks of the handles that are open, as this node believes to hold them.
 #[derive(Default)]
@@ -255,7 +258,7 @@ impl Vfs {
             if self
                 .locks
                 .is_taken_for_another(ino, request.range.holder, fh)
-                && begun.elapsed() < CLOSING
+                && begun.elapsed() < TAKEN_OVER
             {
                 let _ = tokio::time::timeout(CLOSING / 20, given_up).await;
                 continue;

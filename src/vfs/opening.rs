@@ -312,7 +312,7 @@ impl Vfs {
         {
             return Ok(());
         }
-        match self.take_back(open, inode).await? {
+        match self.take_back(open, inode, false).await? {
             TakeBack::Writing(generation, file) => {
                 self.begin_writing(open, transition, generation, file, Some(inode))?;
             }

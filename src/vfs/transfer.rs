@@ -39,7 +39,7 @@ impl Vfs {
             return written(f(&file));
         }
         let mut transition = enter(&handle.open).await?;
-        let file = self.writable(&handle.open, &mut transition).await?;
+        let file = self.writable(&handle.open, &mut transition, false).await?;
         // Still under the lock, so that nobody seals in between.
         written(f(&file))
     }
@@ -146,7 +146,7 @@ impl Vfs {
             }
             return Ok(());
         }
-        let file = self.writable(open, transition).await?;
+        let file = self.writable(open, transition, size == 0).await?;
         // POSIX moves the times even when the length stays, and ftruncate on Linux does so.
         rustix::fs::ftruncate(&*file, size).map_err(io::Error::from)?;
         open.note_written();

@@ -4,8 +4,8 @@ use super::*;
 
 both_sides!(a_member_sees_itself,);
 
-async fn a_member_sees_itself(side: Side) {
-    let me = |name: &str| Member {
+fn me(name: &str) -> Member {
+    Member {
         node: node(name),
         mountpoint: "/mnt".to_string(),
         peer: String::new(),
@@ -13,7 +13,10 @@ async fn a_member_sees_itself(side: Side) {
         version: "1".to_string(),
         started_at: Time(5),
         load: Default::default(),
-    };
+    }
+}
+
+async fn a_member_sees_itself(side: Side) {
     side.node(0).membership.join(me("a")).await.unwrap();
     assert!(side.node(0).membership.members().await.contains(&me("a")));
     let health = side.node(0).membership.health().await;
@@ -32,15 +35,6 @@ async fn a_member_sees_itself(side: Side) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_ends_is_a_member_no_more() {
     let Side { nodes: [a, b], .. } = Side::cluster().await;
-    let me = |name: &str| Member {
-        node: node(name),
-        mountpoint: "/mnt".to_string(),
-        peer: String::new(),
-        api: String::new(),
-        version: "1".to_string(),
-        started_at: Time(5),
-        load: Default::default(),
-    };
     a.membership.join(me("a")).await.unwrap();
     b.membership.join(me("b")).await.unwrap();
     eventually(5, async || a.membership.members().await.len() == 2).await;

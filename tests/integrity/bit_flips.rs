@@ -238,6 +238,43 @@ fn in_the_spool() {
     }
 }
 
+/// Whoever empties a damaged file loses nothing by that, whatever way the kernel reads it.
+#[test]
+fn what_is_damaged_in_the_spool_can_be_emptied() {
+    let mut rng = StdRng::seed_from_u64(seed("bit flips in what is emptied"));
+    let m = Mount::start(&[]);
+    m.stop();
+    assert!(m.try_remount(&[("FAILPOINTS", "lock=return(eio)")]));
+    for held in [false, true] {
+        let path = m.at(format!("f{held}"));
+        let mut file = fs::File::create(&path).unwrap();
+        // From now on the kernel has a backing file, which outlives the writer.
+        let reader = held.then(|| fs::File::open(&path).unwrap());
+        file.write_all(&bytes(1, 200_000)).unwrap();
+        drop(file);
+        let status = || xattr(&path, "user.oncefs.status");
+        eventually(Duration::from_secs(20), "it failed once", || {
+            (status().as_deref() == Some("failed")).then_some(())
+        });
+        flip_unseen(&m.spooled(), &mut rng);
+        let told = || xattr(&path, "user.oncefs.error").unwrap_or_default();
+        eventually(Duration::from_secs(20), "it is damaged", || {
+            told().contains("not those that were closed").then_some(())
+        });
+        is_eio(
+            fs::File::options()
+                .append(true)
+                .open(&path)
+                .and_then(|mut file| file.write_all(b"more")),
+        );
+        write_closed(&path, b"anew").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"anew");
+        drop(reader);
+        assert_eq!(fs::read(&path).unwrap(), b"anew");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
 /// Copies the files of the namespace, or puts the copies back.
 fn keep_tree(from: &Path, to: &Path) {
     for name in ["tree.sqlite", "tree.sqlite-wal", "tree.journal"] {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::closed::Seal;
 use super::stages::NONE;
-use super::{ClosedFile, Entry, Spool, Stage};
+use super::{Entry, Spool, Stage};
 use crate::content::lease::has_no_writer;
 use crate::content::{disk, verified::ReadFile};
 use crate::types::{Generation, Ino};
@@ -20,12 +20,18 @@ impl Spool {
         if stage == Stage::Sealed && self.link_aside(from, generation, &file, to)? {
             return Ok(true);
         }
-        let copied = self.copy_aside(&file, seal, to);
+        let file = Arc::new(file);
+        let copied = self.copy_aside(&file, to);
         if copied.is_err() {
             self.discard(to);
         }
         copied?;
-        Ok(stage != Stage::Writing && self.stage(from) == Some((stage, generation)))
+        let unchanged = stage != Stage::Writing && self.stage(from) == Some((stage, generation));
+        if unchanged && let Some(entry) = self.entries.lock().get_mut(&to) {
+            // Damage is no reason to give nothing, or to let the merge wait. It shows in the copy as it did here.
+            entry.seal = seal.of_copy();
+        }
+        Ok(unchanged)
     }
 
     /// Opens what there is of an inode under the name that it has now.
@@ -62,7 +68,7 @@ impl Spool {
             let mut entry = Entry::new(Generation(1), Stage::Sealed);
             entry.lasting = true;
             if let Some(from) = entries.get(&from) {
-                entry.seal = from.seal.of_other();
+                entry.seal = from.seal.of_link();
             }
             entries.insert(to, entry);
         }
@@ -70,10 +76,9 @@ impl Spool {
         Ok(true)
     }
 
-    fn copy_aside(&self, source: &File, seal: Arc<Seal>, to: Ino) -> io::Result<()> {
+    fn copy_aside(&self, source: &Arc<File>, to: Ino) -> io::Result<()> {
         let mtime = disk::mtime(&source.metadata()?);
-        let closed = ClosedFile::new(source.try_clone()?, seal);
-        let copy = self.create_from(to, Generation(1), &ReadFile::Closed(Arc::new(closed)))?;
+        let copy = self.create_from(to, Generation(1), &ReadFile::Plain(source.clone()))?;
         disk::set_mtime(&copy, mtime)?;
         self.sync(to, &copy, false)?;
         self.seal(to);

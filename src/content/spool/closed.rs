@@ -5,16 +5,16 @@
 //! the next start: in an attribute of the file, which counts as long as length and modification time are those that it
 //! names.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::XattrFlags;
 
-use super::{Entry, Spool, Stage};
+use super::{Entry, Known, Spool, Stage};
 use crate::content::verified::{Damaged, ReadFile, by_blocks, check_copy};
 use crate::content::{disk, sums::Digest};
 use crate::types::{ContentHash, Generation, Ino, Time};
@@ -31,9 +31,13 @@ pub struct Seal {
     digest: OnceLock<Digest>,
     /// Its hash, as an earlier daemon left it on the disk.
     noted: Option<ContentHash>,
-    /// Its hash is on the disk.
+    /// The file has the attribute, be it outdated.
     is_noted: AtomicBool,
+    /// And it is right.
+    is_current: AtomicBool,
     damaged: AtomicBool,
+    /// It could not be hashed, which is tried again when it is stored.
+    put_off: AtomicBool,
     /// One reader hashes it, the others wait.
     judging: Mutex<()>,
 }
@@ -49,6 +53,7 @@ impl Seal {
     pub(super) fn found(noted: Noted) -> Arc<Seal> {
         Arc::new(Seal {
             is_noted: AtomicBool::new(noted != Noted::Nothing),
+            is_current: AtomicBool::new(matches!(noted, Noted::Hash(_))),
             noted: match noted {
                 Noted::Hash(hash) => Some(hash),
                 Noted::Nothing | Noted::Outdated => None,
@@ -57,12 +62,22 @@ impl Seal {
         })
     }
 
-    /// That of another file with the same bytes, or of the same one under another name.
-    pub(super) fn of_other(&self) -> Arc<Seal> {
+    /// That of a copy.
+    pub(super) fn of_copy(&self) -> Arc<Seal> {
+        Arc::new(Seal {
+            digest: self.digest.clone(),
+            noted: self.noted,
+            ..Seal::default()
+        })
+    }
+
+    /// That of the same file under another name.
+    pub(super) fn of_link(&self) -> Arc<Seal> {
         Arc::new(Seal {
             digest: self.digest.clone(),
             noted: self.noted,
             is_noted: AtomicBool::new(self.is_noted()),
+            is_current: AtomicBool::new(self.is_current.load(Ordering::Relaxed)),
             ..Seal::default()
         })
     }
@@ -79,9 +94,13 @@ impl Seal {
         self.digest.get().map(|d| d.hash).or(self.noted)
     }
 
-    /// Whether hashing it would say something new.
+    /// Whether hashing it ahead can say something new.
     fn is_judged(&self) -> bool {
-        self.digest.get().is_some() || self.damaged.load(Ordering::Relaxed)
+        self.digest.get().is_some() || self.is_damaged() || self.put_off.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_noted(&self) -> bool {
@@ -91,7 +110,7 @@ impl Seal {
     /// An error where hashing it again would say what it said before. Only a worker does so, now and then.
     fn known_damage(&self) -> io::Result<()> {
         match self.noted {
-            Some(noted) if self.damaged.load(Ordering::Relaxed) && !self.is_taken() => {
+            Some(noted) if self.is_damaged() && !self.is_taken() => {
                 Err(io::Error::other(Damaged(noted)))
             }
             _ => Ok(()),
@@ -308,9 +327,9 @@ impl Spool {
             return Vec::new();
         }
         let entries = self.entries.lock();
-        let damaged = entries.iter().filter(|(_, e)| {
-            e.seal.damaged.load(Ordering::Relaxed) && e.seal.hash() == Some(*hash)
-        });
+        let damaged = entries
+            .iter()
+            .filter(|(_, e)| e.seal.is_damaged() && e.seal.hash() == Some(*hash));
         damaged.map(|(ino, e)| (*ino, e.generation)).collect()
     }
 
@@ -318,8 +337,7 @@ impl Spool {
     pub fn damaged(&self, ino: Ino) -> Option<ContentHash> {
         let entries = self.entries.lock();
         let seal = &entries.get(&ino)?.seal;
-        let damaged = seal.damaged.load(Ordering::Relaxed);
-        seal.hash().filter(|_| damaged)
+        seal.hash().filter(|_| seal.is_damaged())
     }
 
     /// Puts the hash of a file that has to wait on the disk. It only makes damage show, so where it cannot be kept, nothing
@@ -328,24 +346,48 @@ impl Spool {
         let entries = self.entries.lock();
         if let Some(entry) = entries.get(&ino)
             && entry.generation == generation
-            && entry.stage != Stage::Writing
-            && !entry.seal.is_noted()
-            && let Err(e) = self.put_hash(ino, entry)
+            && entry.stage == Stage::Sealed
+            && !entry.seal.is_current.load(Ordering::Relaxed)
         {
+            self.put_hash(ino, entry);
+        }
+    }
+
+    /// The same after its time was set.
+    pub(super) fn renew_hash(&self, ino: Ino, entry: &Entry) {
+        if entry.seal.is_current.swap(false, Ordering::Relaxed) && entry.stage != Stage::Writing {
+            self.put_hash(ino, entry);
+        }
+    }
+
+    fn put_hash(&self, ino: Ino, entry: &Entry) {
+        let put = |hash: ContentHash| -> io::Result<()> {
+            let file = File::open(self.path(ino, entry.generation))?;
+            let meta = file.metadata()?;
+            let mode = meta.mode() & 0o7777;
+            // A publication that failed has made it read-only, and then nobody but root sets an attribute.
+            if mode & 0o200 == 0 && meta.nlink() == 1 && entry.stage == Stage::Sealed {
+                file.set_permissions(Permissions::from_mode(mode | 0o200))?;
+            }
+            let value = attribute(&hash, meta.len(), disk::mtime(&meta));
+            rustix::fs::fsetxattr(&file, ATTRIBUTE, &value, XattrFlags::empty())?;
+            entry.seal.is_noted.store(true, Ordering::Relaxed);
+            entry.seal.is_current.store(true, Ordering::Relaxed);
+            Ok(())
+        };
+        if let Some(Err(e)) = entry.seal.hash().map(put) {
             tracing::debug!("inode {ino}: its hash is not kept on the disk: {e}");
         }
     }
 
-    pub(super) fn put_hash(&self, ino: Ino, entry: &Entry) -> io::Result<()> {
-        let Some(hash) = entry.seal.hash() else {
-            return Ok(());
-        };
-        let file = File::open(self.path(ino, entry.generation))?;
-        let meta = file.metadata()?;
-        let value = attribute(&hash, meta.len(), disk::mtime(&meta));
-        rustix::fs::fsetxattr(&file, ATTRIBUTE, &value, XattrFlags::empty())?;
-        entry.seal.is_noted.store(true, Ordering::Relaxed);
-        Ok(())
+    /// It could not be hashed: [`Spool::unhashed`] does not name it again.
+    pub fn put_off(&self, ino: Ino, generation: Generation) {
+        let entries = self.entries.lock();
+        if let Some(entry) = entries.get(&ino)
+            && entry.generation == generation
+        {
+            entry.seal.put_off.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether a file on the disk is not what it says that it was. Reads all of it.
@@ -375,18 +417,19 @@ impl Spool {
     }
 
     /// A closed file that has waited since `before`, or over a restart, or was found damaged, and of which it is known what it
-    /// should be: whoever writes on goes on from that.
-    pub fn waited(&self, ino: Ino, before: Time) -> io::Result<Option<ClosedFile>> {
+    /// should be: whoever writes on goes on from that. Not where the namespace has another version in its place.
+    pub fn waited(&self, ino: Ino, known: Known, before: Time) -> io::Result<Option<ClosedFile>> {
         let entries = self.entries.lock();
         let Some(entry) = entries.get(&ino) else {
             return Ok(None);
         };
-        let known = matches!(entry.stage, Stage::Sealed | Stage::Kept)
-            && entry.seal.hash().is_some()
-            && (entry.since < before
-                || entry.seal.noted.is_some()
-                || entry.seal.damaged.load(Ordering::Relaxed));
-        if !known {
+        let goes_on = matches!(entry.stage, Stage::Sealed | Stage::Kept)
+            && !entry.is_lost()
+            && !entry.is_outdated(known);
+        let seal = &entry.seal;
+        let check = seal.hash().is_some()
+            && (entry.since < before || seal.noted.is_some() || seal.is_damaged());
+        if !goes_on || !check {
             return Ok(None);
         }
         let file = File::open(self.path(ino, entry.generation))?;

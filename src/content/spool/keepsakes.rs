@@ -128,7 +128,7 @@ impl Spool {
         };
         match kept() {
             Ok(Some((file, bytes))) => {
-                let seal = entry.seal.of_other();
+                let seal = entry.seal.of_copy();
                 self.keepsakes.add(ino, entry.generation, file, seal, bytes);
             }
             Ok(None) => {}

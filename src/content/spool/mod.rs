@@ -112,10 +112,11 @@ impl Entry {
     }
 
     /// Whether the namespace has another version in its place. Also one of the same number, which another node closed first
-    /// while this one was open here and not told of.
+    /// while this one was open here and not told of; or the stored content, of which this is a damaged copy.
     fn is_outdated(&self, known: Known) -> bool {
         match self.stage {
             Stage::Sealed if !known.here => self.generation <= known.generation,
+            Stage::Kept if self.seal.is_damaged() => true,
             _ => self.generation < known.generation,
         }
     }
@@ -359,10 +360,8 @@ impl Spool {
         match entries.get(&ino) {
             Some(entry) => {
                 disk::set_mtime(&File::open(self.path(ino, entry.generation))?, time)?;
-                match entry.seal.is_noted() && entry.stage != Stage::Writing {
-                    true => self.put_hash(ino, entry),
-                    false => Ok(()),
-                }
+                self.renew_hash(ino, entry);
+                Ok(())
             }
             None => Ok(()),
         }

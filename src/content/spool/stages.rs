@@ -75,6 +75,10 @@ impl Spool {
                 let file = OpenOptions::new().read(true).write(true).open(&path)?;
                 if entry.seal.is_noted() {
                     closed::forget(&file)?;
+                    // It may come back after power loss with some of what is written now.
+                    if entry.lasting {
+                        file.sync_all()?;
+                    }
                 }
                 Arc::new(file)
             }

@@ -376,7 +376,12 @@ fn what_is_written_to_forgets_its_hash() {
     spool.set_sealed_mtime(INO, time).unwrap();
     for spool in [&spool, &found_later(&dir)] {
         assert_eq!(read(spool, here(G1)).unwrap(), b"one");
-        assert!(spool.waited(INO, Time(i64::MAX)).unwrap().is_some());
+        assert!(
+            spool
+                .waited(INO, here(G1), Time(i64::MAX))
+                .unwrap()
+                .is_some()
+        );
     }
     let later = found_later(&dir);
     let TakeBack::Writing(G2, file) = later.take_back(INO, here(G1)).unwrap() else {
@@ -387,7 +392,12 @@ fn what_is_written_to_forgets_its_hash() {
     drop(file);
     let latest = found_later(&dir);
     assert_eq!(read(&latest, here(G2)).unwrap(), b"two");
-    assert!(latest.waited(INO, Time(i64::MAX)).unwrap().is_none());
+    assert!(
+        latest
+            .waited(INO, here(G2), Time(i64::MAX))
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[test]
@@ -413,4 +423,63 @@ fn a_hash_stays_with_what_it_was_of() {
     let taken = spool.take_back(Ino(8), here(G1)).unwrap();
     assert!(matches!(taken, TakeBack::Shared(_)));
     assert_eq!(spool.unhashed(9), vec![]);
+}
+
+/// In a merge: there is no use in refusing it, and the merge would wait for it for good.
+#[test]
+fn regression_damage_is_kept_aside_and_shows_there() {
+    let (_d, spool) = spool();
+    waiting(&spool, b"one");
+    // So that it is copied and not linked.
+    spool.set_backing(INO, true);
+    let path = spool.path(INO, G1);
+    std::fs::write(&path, b"onf").unwrap();
+    assert!(read(&spool, here(G1)).is_err());
+    let aside = Ino(8);
+    assert!(spool.keep_aside(INO, aside).unwrap());
+    assert_eq!(std::fs::read(spool.path(aside, G1)).unwrap(), b"onf");
+    let file = spool.open_sealed(aside, here(G1)).unwrap().unwrap();
+    assert!(file.read_full(0, &mut [0; 3]).is_err());
+    assert!(spool.set_digest(aside, G1, digest_of(b"onf")).is_err());
+}
+
+/// What the kernel still reads of a file that is stored: damage there is no reason to give an error to anybody else.
+#[test]
+fn regression_a_damaged_copy_of_what_is_stored_is_outdated() {
+    let (_d, spool) = spool();
+    waiting(&spool, b"one");
+    spool.set_backing(INO, true);
+    assert_eq!(spool.freeze(INO, G1), Some(Freeze::Copy));
+    spool.finish(INO, G1);
+    assert_eq!(read(&spool, here(G1)).unwrap(), b"one");
+    std::fs::write(spool.path(INO, G1), b"onf").unwrap();
+    assert!(read(&spool, here(G1)).is_err());
+    assert!(spool.open_sealed(INO, here(G1)).unwrap().is_none());
+    let taken = spool.take_back(INO, here(G1)).unwrap();
+    assert!(matches!(taken, TakeBack::Outdated(_)));
+}
+
+/// An attribute that a change of the time has outdated is put right, and one that is left over as well.
+#[test]
+fn regression_an_outdated_hash_is_renewed() {
+    let (dir, spool) = spool();
+    waiting(&spool, b"one");
+    let path = spool.path(INO, G1);
+    disk::set_mtime(&File::open(&path).unwrap(), Time(5)).unwrap();
+    let later = found_later(&dir);
+    assert!(
+        later
+            .waited(INO, here(G1), Time(i64::MAX))
+            .unwrap()
+            .is_none()
+    );
+    assert!(later.set_digest(INO, G1, digest_of(b"one")).unwrap());
+    later.note_hash(INO, G1);
+    let latest = found_later(&dir);
+    assert!(
+        latest
+            .waited(INO, here(G1), Time(i64::MAX))
+            .unwrap()
+            .is_some()
+    );
 }
