@@ -1,17 +1,19 @@
 //! From a sealed spool file to stored content.
 //!
 //! The queue is only a wake-up, bounded and in memory: what is on disk and in the namespace is the truth, so a full queue
-//! or a crash loses nothing. [`worker`] takes jobs through hash, lock, store and commit; [`recovery`] finds at start what
-//! was left, `judging` what it could not judge yet; [`gc`] removes content that no file has any more, [`sweep`] and [`strays`] what no file ever had; [`lasting`]
-//! sees to what power loss would leave; `large`, `share` and `snapshot` say how large files, copies, and files that stay
-//! open are treated.
+//! or a crash loses nothing. `jobs` says which of them a worker takes, and when one comes again; `worker` takes it through
+//! hash, lock, store and commit; [`recovery`] finds at start what was left, `judging` what it could not judge yet; [`gc`]
+//! removes content that no file has any more, [`sweep`] and [`strays`] what no file ever had; [`lasting`] sees to what power
+//! loss would leave; `large`, `share` and `snapshot` say how large files, copies, and files that stay open are treated.
 
 mod durable;
 pub mod gc;
+mod jobs;
 mod judging;
 mod large;
 pub mod lasting;
 mod present;
+mod records;
 pub mod recovery;
 mod share;
 mod snapshot;
@@ -124,7 +126,7 @@ impl Ingest {
         self.large.open_for(workers);
         let mut tasks = JoinSet::new();
         for n in 1..=workers.max(1) {
-            tasks.spawn(worker::run(self.clone(), format!("worker-{n}")));
+            tasks.spawn(jobs::run(self.clone(), format!("worker-{n}")));
         }
         tasks.spawn(gc::run(self.clone(), gc_grace));
         tasks.spawn(lasting::run(self.clone()));
